@@ -1,0 +1,91 @@
+"""
+Time of one kernel entry in neural-tangents, for kernel_entries.py to compare with.
+
+neural-tangents needs an older JAX than TensorFlow 2.21 can live with, so it has a virtual environment of its own (its
+README line: pip install neural-tangents==0.6.5 jax==0.4.30 jaxlib==0.4.30 'numpy<2' tf2jax==0.3.6 'scipy<1.14').
+This file is run by that environment's Python, with images.npy (float32 [N, H, W, 1]) and an entry's name; it prints
+one line of JSON: microseconds per entry and the first kernel values.
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import numpy as np
+from neural_tangents import stax
+
+
+def nonlinearity(sqrt2: bool):
+    return stax.ABRelu(0.0, 2.0**0.5) if sqrt2 else stax.Relu()
+
+
+def resnet(depth: int = 32, n_blocks: int = 3):
+    """The paper's ResNet; stax.Conv divides by the fan-in, and Flatten + Dense take the mean over positions."""
+
+    def conv(size: int, stride: int = 1):
+        return stax.Conv(1, (size, size), (stride, stride), "SAME", W_std=1.0, b_std=None)
+
+    def branch(stride: int):
+        return stax.serial(conv(3, stride), stax.Relu(), conv(3))
+
+    units = []
+    for block in range(n_blocks):
+        stride = 1 if block == 0 else 2
+        shortcut = stax.serial(conv(1, stride))
+        units += [stax.Relu(), stax.FanOut(2), stax.parallel(shortcut, branch(stride)), stax.FanInSum()]
+        for _ in range((depth - 2) // (2 * n_blocks) - 1):
+            inner = stax.serial(stax.Relu(), branch(1))
+            units += [stax.FanOut(2), stax.parallel(stax.Identity(), inner), stax.FanInSum()]
+    dense = stax.Dense(1, W_std=1.0, b_std=None)
+    return stax.serial(conv(3), *units, stax.Flatten(), dense, stax.Relu(), dense)
+
+
+def deep(n_layers: int, size: int, var_weight: float, var_bias: float, skip: bool):
+    """The random search's networks: the weight variance isn't divided by the patch."""
+    w, b = (var_weight * size * size) ** 0.5, var_bias**0.5
+    layers = []
+    for i in range(n_layers):
+        block = stax.serial(stax.Conv(1, (size, size), (1, 1), "SAME", W_std=w, b_std=b), nonlinearity(True))
+        if skip and i < n_layers - 1:
+            layers += [stax.FanOut(2), stax.parallel(stax.Identity(), block), stax.FanInSum()]
+        else:
+            layers.append(block)
+    return stax.serial(*layers, stax.Flatten(), stax.Dense(1, W_std=var_weight**0.5, b_std=b))
+
+
+NETWORKS = {
+    "resnet_gp": lambda: resnet(),
+    "convnet_gp": lambda: deep(7, 7, 2.788430573284125, 7.864844532152, skip=False),
+    "residual_cnn_gp": lambda: deep(9, 4, 7.273299257681071, 4.689324322120274, skip=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("images", help="a .npy file, float32 [N, H, W, 1]")
+    parser.add_argument("--tiles", default="8,16,32", help="tile sizes to try; the best is reported")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    images = np.load(arguments.images)
+    _, _, kernel_fn = NETWORKS[arguments.network]()
+    # Only the covariances at equal positions are needed (no pooling): neural-tangents finds that out by itself.
+    kernel = jax.jit(lambda a, b: kernel_fn(a, b, "nngp"))
+    best = None
+    for tile in map(int, arguments.tiles.split(",")):
+        a, b = images[:tile], images[tile : 2 * tile]
+        values = np.asarray(kernel(a, b))
+        seconds = []
+        for _ in range(arguments.repeats):
+            start = time.perf_counter()
+            kernel(a, b).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        us = 1e6 * float(np.median(seconds)) / tile**2
+        if best is None or us < best["us_per_entry"]:
+            best = {"us_per_entry": us, "tile": tile, "first_values": values[0, :3].astype(float).tolist()}
+    print(json.dumps(best))
+
+
+if __name__ == "__main__":
+    main()
