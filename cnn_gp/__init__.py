@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from ._gram import gram
     from .architectures import build_kernel
     from .datasets import load
     from .errors import ShrunkMapError, UserError
     from .finite import FiniteNetwork
-    from ._gram import gram
     from .kernels import DeepKernel, NNGPKernel, ResnetKernel
     from .layers import ChannelMix, Conv, Dense, ExErf, ExReLU, Layer, Sequential, Sum
 

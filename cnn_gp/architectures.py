@@ -150,8 +150,12 @@ def build_kernel(
             f"multiply_by_sqrt2 is given for {run_name(model, seed)}, whose nonlinearity is the erf; "
             "expected a ReLU network: leave the flag out."
         )
-    own = {"var_weight": var_weight, "var_bias": var_bias, "multiply_by_sqrt2": multiply_by_sqrt2}
-    architecture = replace(architecture, **{key: value for key, value in own.items() if value is not None})
+    if var_weight is not None:
+        architecture = replace(architecture, var_weight=var_weight)
+    if var_bias is not None:
+        architecture = replace(architecture, var_bias=var_bias)
+    if multiply_by_sqrt2 is not None:
+        architecture = replace(architecture, multiply_by_sqrt2=multiply_by_sqrt2)
     return architecture.kernel(input_shape, name=run_name(model, seed))
 
 

@@ -217,8 +217,8 @@ def _split(name: str, source: _Source, sizes: _Sizes) -> Dataset:
     n_train, n_vali, n_test = sizes
     if n_train + n_vali > len(source.X):
         raise DataError(
-            f"{name} has {len(source.X)} images to train and validate on, but N_train + N_vali = {n_train} + {n_vali} = "
-            f"{n_train + n_vali} were asked for: ask for fewer"
+            f"{name} has {len(source.X)} images to train and validate on, but N_train + N_vali = {n_train} + "
+            f"{n_vali} = {n_train + n_vali} were asked for: ask for fewer"
         )
     if n_test > len(source.Xt):
         raise DataError(f"{name} has {len(source.Xt)} test images, but N_test = {n_test} were asked for: ask for fewer")
@@ -338,8 +338,8 @@ def _check_mnist_labels(dataset: str, part: str, labels: NDArray[np.int64], mnis
         raise DataError(f"fashion_mnist: the {part} labels are MNIST's, {advice}")
     if dataset == "fashion_mnist" and not is_balanced:
         raise DataError(
-            f"fashion_mnist: the {part} labels are not Fashion-MNIST's, which has {len(labels) // 10} images of each of "
-            f"its ten classes, but perhaps MNIST's, {advice}"
+            f"fashion_mnist: the {part} labels are not Fashion-MNIST's, which has {len(labels) // 10} images of each "
+            f"of its ten classes, but perhaps MNIST's, {advice}"
         )
 
 

@@ -175,7 +175,9 @@ def step(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
 
 def erf(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
     r"""
-    :math:`\mathbb{E}[\mathrm{erf}(u)\,\mathrm{erf}(v)] = \frac{2}{\pi} \arcsin \frac{2 c}{\sqrt{(1 + 2 v_1)(1 + 2 v_2)}}`.
+    .. math::
+        \mathbb{E}[\mathrm{erf}(u)\,\mathrm{erf}(v)]
+        = \frac{2}{\pi} \arcsin \frac{2 c}{\sqrt{(1 + 2 v_1)(1 + 2 v_2)}}
 
     float32: absolute error 1e-7. The argument is clipped to [-1, 1], which rounding can exceed.
     """

@@ -77,6 +77,10 @@ class Layer(gpflow.base.Module, metaclass=abc.ABCMeta):
         """The layers that this one is made of."""
         return ()
 
+    def n_covariances(self, positions: Positions) -> int:
+        """How many covariances a pair of images costs in this layer: what its time is about proportional to."""
+        return math.prod(self.output_positions(positions))
+
     def sum_dtype(self, dtype: tf.DType) -> tf.DType:
         """
         The precision in which sums over a patch are taken, for covariances of precision ``dtype``.
@@ -197,8 +201,8 @@ class Conv(Layer):
             "stride": self.stride,
             "padding": self.padding,
             "divide_by_patch": self.divide_by_patch,
-            "var_weight": float(self.var_weight),
-            "var_bias": float(self.var_bias),
+            "var_weight": float(self.var_weight.numpy()),
+            "var_bias": float(self.var_bias.numpy()),
         }
 
 
@@ -288,7 +292,11 @@ class Dense(Layer):
         return state.map(read_out)
 
     def describe(self) -> dict[str, Any]:
-        return {"layer": "Dense", "var_weight": float(self.var_weight), "var_bias": float(self.var_bias)}
+        return {
+            "layer": "Dense",
+            "var_weight": float(self.var_weight.numpy()),
+            "var_bias": float(self.var_bias.numpy()),
+        }
 
 
 class Nonlinearity(Layer):
@@ -385,6 +393,9 @@ class ChannelMix(Layer):
     def propagate(self, state: State) -> State:
         return state
 
+    def n_covariances(self, positions: Positions) -> int:
+        return 0
+
     def describe(self) -> dict[str, Any]:
         return {"layer": "ChannelMix"}
 
@@ -405,6 +416,13 @@ class Sequential(Layer):
 
     def output_positions(self, positions: Positions) -> Positions:
         return functools.reduce(lambda positions, layer: layer.output_positions(positions), self.layers, positions)
+
+    def n_covariances(self, positions: Positions) -> int:
+        total = 0
+        for layer in self.layers:
+            total += layer.n_covariances(positions)
+            positions = layer.output_positions(positions)
+        return total
 
     def describe(self) -> dict[str, Any]:
         return {"layer": "Sequential", "layers": [layer.describe() for layer in self.layers]}
@@ -443,6 +461,9 @@ class Sum(Layer):
                 "expected equal ones: take padding SAME and stride 1 between skip connections."
             )
         return sizes[0]
+
+    def n_covariances(self, positions: Positions) -> int:
+        return sum(branch.n_covariances(positions) for branch in self.branches)
 
     def describe(self) -> dict[str, Any]:
         return {"layer": "Sum", "branches": [branch.describe() for branch in self.branches]}

@@ -10,7 +10,7 @@ tiles on a single thread, which scales better than many threads in each operatio
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 CPU_TILE = 16
 
 
-def configure(n_gpus: int) -> None:
+def configure(n_gpus: int) -> int:
     """
     Set TensorFlow up for a process that does nothing but compute kernels. To be called before TensorFlow's first use.
 
     On the CPU an operation gets one thread, since the engine runs a tile per core. GPU memory grows as it is used.
 
-    :raises UserError: where there are fewer GPUs than asked for.
+    :return: the number of GPUs that TensorFlow sees, whether they are used or not.
+    :raises UserError: where there are fewer than asked for.
     """
     if n_gpus < 0:
         raise UserError(f"--n_gpus is {n_gpus}; expected 0 (the CPU) or the number of GPUs.")
@@ -50,6 +51,9 @@ def configure(n_gpus: int) -> None:
     if n_gpus == 0:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(n_cores())
+        # The CPU device is initialised here, so that what TensorFlow has to say is said now.
+        tf.config.list_logical_devices()
+    return len(gpus)
 
 
 def n_cores() -> int:
@@ -146,7 +150,7 @@ class TensorFlowEngine:
         finally:
             self._lanes.put(device)
 
-    def _each(self, compute, tiles: Iterator[tuple[int, int]]) -> None:
+    def _each(self, compute: Callable[[tuple[int, int]], None], tiles: Iterable[tuple[int, int]]) -> None:
         """Compute all tiles; after the first error no further one is begun, and that error is raised."""
         futures = [self._pool.submit(compute, tile) for tile in tiles]
         try:

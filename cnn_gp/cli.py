@@ -1,0 +1,57 @@
+"""What the scripts share: how they start, and how they end."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from absl import app
+
+from .errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """
+    Run a script's main function after parsing the flags.
+
+    A user's mistake ends in one line on standard error and that error's exit status; Ctrl-C in 130.
+    """
+
+    def wrapped(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"{argv[1]!r} isn't a flag; expected flags of the form --name=value: see --help.")
+            main()
+        except UserError as error:
+            sys.stdout.flush()
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_status)
+        except KeyboardInterrupt:
+            print("stopped: what was finished is kept; start again with the same flags to go on.", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(wrapped)
+
+
+@contextmanager
+def without_startup_messages() -> Iterator[None]:
+    """
+    Drop what TensorFlow writes about missing GPU libraries while it starts; on an error, show it.
+
+    These lines come from C++ before its log level counts, so they are caught at the file descriptor.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            caught.seek(0)
+            os.write(saved, caught.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,62 @@
+"""A progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """
+    Counts units of work, from any thread: a tqdm bar on a terminal, a line every half minute in a log file.
+
+    :param total: all units, those done before included.
+    :param unit: what they are.
+    :param done: units done before, which don't count for the rate.
+    """
+
+    _SECONDS_BETWEEN_LINES = 30.0
+
+    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+        self._total, self._unit, self._done, self._before = total, unit, done, done
+        self._lock = threading.Lock()
+        self._started = self._said = time.monotonic()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, unit=f" {unit}", unit_scale=True, dynamic_ncols=True)
+
+    def __call__(self, units: int) -> None:
+        """So many more units are done."""
+        with self._lock:
+            self._done += units
+            now = time.monotonic()
+            if self._bar is not None:
+                self._bar.update(units)
+            elif now - self._said >= self._SECONDS_BETWEEN_LINES:
+                self._said = now
+                rate = (self._done - self._before) / (now - self._started)
+                left = (self._total - self._done) / rate
+                print(
+                    f"{self._done / self._total:6.1%}  {self._done:,} of {self._total:,} {self._unit}, "
+                    f"{rate:,.0f} per second, {duration(left)} left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "45 s", "12 min" or "3 h 40 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

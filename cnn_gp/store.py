@@ -1,0 +1,374 @@
+"""
+The working directory: what stage 1 writes and stage 2 reads.
+
+A run RUN in a working directory WORKDIR is
+
+- ``WORKDIR/RUN/run.h5``: the run's description (attribute ``description``, JSON) and the labels ``Y``, ``Yv``, ``Yt``;
+- ``WORKDIR/RUN/Kxx_0000.h5``, ...: the parts (:mod:`cnn_gp.tiles`). A part has a group for each of its rows of blocks,
+  named by its first row, with ``entries`` [rows, columns from ``first_column``] and ``variances`` [rows], the kernel's
+  diagonal at the images of these rows. A chunk is an n_max block, with HDF5's Fletcher-32 checksum;
+- ``WORKDIR/RUN.h5``: a view of all parts as whole matrices, for everyone else. It is written last.
+
+A file is written under a temporary name, flushed to the disk and renamed: under its own name it is complete. A part
+carries its run's fingerprint, so that a part of another run isn't taken for one of this.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from .errors import UserError
+from .tiles import MATRICES, BlockRow, Part, Tiling
+
+#: The version of the layout above; part of the fingerprint.
+FORMAT = 1
+
+_VARIANCES = {"Kxx": "Kx_diag", "Kxvx": "Kv_diag", "Kxtx": "Kt_diag"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run computes: two runs with equal descriptions have the same numbers."""
+
+    model: str
+    kernel: dict[str, Any]
+    dataset: str
+    data_hash: str
+    image_shape: tuple[int, ...]
+    n_classes: int
+    N_train: int
+    N_vali: int
+    N_test: int
+    n_max: int
+    float_type: str
+
+    @property
+    def tiling(self) -> Tiling:
+        """The run's blocks."""
+        return Tiling(self.N_train, self.N_vali, self.N_test, self.n_max)
+
+    def to_json(self) -> str:
+        """The description as one line of JSON with sorted keys."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Description":
+        """The inverse of :meth:`to_json`."""
+        fields = json.loads(text)
+        if fields.pop("format", None) != FORMAT:
+            raise UserError(
+                f"The run was written in another format than {FORMAT}; compute it again, or use its version."
+            )
+        return cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the description, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def software() -> dict[str, str]:
+    """What computed a part: recorded and reported, but not part of the fingerprint."""
+    versions = {}
+    for package in ("cnn_gp", "tensorflow", "gpflow", "numpy", "scipy", "h5py"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "machine": platform.machine(),
+    }
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """
+    Make ``path`` with ``write(temporary path)`` so that it is there complete, or not at all.
+
+    :raises UserError: where the file can't be written (a full disk, no permission); nothing is left behind.
+    """
+    # Not one of this process's threads may share the name with another process's.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        # h5py reports a failed write as either.
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} can't be written ({reason}): free some space or choose another place, then start again; "
+            "what was finished before is kept."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunDirectory:
+    """
+    A run in a working directory.
+
+    :param workdir: the working directory.
+    :param name: the run's name.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, name: str) -> None:
+        self.workdir = Path(workdir)
+        self.name = name
+        self.folder = self.workdir / name
+        self.view_path = self.workdir / f"{name}.h5"
+        self._description_path = self.folder / "run.h5"
+        self._description: Description | None = None
+
+    # Stage 1 ---------------------------------------------------------------------------------------------------------
+
+    def begin(self, description: Description, labels: dict[str, np.ndarray]) -> None:
+        """
+        Begin the run, or go on with it.
+
+        :param labels: int64 arrays "Y" [N_train], "Yv" [N_vali] and "Yt" [N_test].
+        :raises UserError: where another run lies in this place; it says what differs.
+        """
+        if self._description_path.exists():
+            there = self.description()
+            if there.fingerprint != description.fingerprint:
+                raise UserError(
+                    f"{self.folder} holds another run ({_differences(there, description)}): "
+                    "choose another --path or --run_name, or delete it."
+                )
+            return
+
+        def write(path: Path) -> None:
+            with h5py.File(path, "w") as file:
+                file.attrs["description"] = description.to_json()
+                for name, values in labels.items():
+                    file[name] = np.asarray(values, np.int64)
+
+        write_atomically(self._description_path, write)
+
+    def write_part(
+        self, part: Part, rows: list[tuple[np.ndarray, np.ndarray]], provenance: dict[str, Any] | None = None
+    ) -> None:
+        """
+        Commit a part.
+
+        :param rows: for each row of blocks its entries [rows, columns] and its images' variances [rows].
+        :param provenance: what else to record with it: who computed it, and how long it took.
+        :raises UserError: where an entry isn't finite: the part isn't written.
+        """
+        description = self.description()
+        for row, (entries, variances) in zip(part.rows, rows, strict=True):
+            assert entries.shape == row.shape and variances.shape == (row.shape[0],)
+            _refuse_non_finite(row, entries, variances)
+
+        def write(path: Path) -> None:
+            with h5py.File(path, "w") as file:
+                file.attrs["fingerprint"] = description.fingerprint
+                file.attrs["provenance"] = json.dumps(provenance or {})
+                for row, (entries, variances) in zip(part.rows, rows, strict=True):
+                    group = file.create_group(str(row.start))
+                    chunks = (row.shape[0], min(description.n_max, row.n_columns))
+                    group.create_dataset("entries", data=entries, chunks=chunks, fletcher32=True)
+                    group.create_dataset("variances", data=variances, chunks=variances.shape, fletcher32=True)
+
+        write_atomically(self._part_path(part), write)
+
+    def missing_parts(self) -> tuple[list[Part], dict[str, str]]:
+        """The parts still to be computed, and for those of which a file is there, why it doesn't count."""
+        missing, reasons = [], {}
+        for part in self.description().tiling.parts():
+            reason = self._why_unusable(part)
+            if reason is not None:
+                missing.append(part)
+                if self._part_path(part).exists():
+                    reasons[part.name] = reason
+        return missing, reasons
+
+    def write_view(self) -> None:
+        """Write the view over a complete run. :raises UserError: where parts are missing."""
+        self.check_complete()
+        description = self.description()
+        tiling = description.tiling
+
+        def write(path: Path) -> None:
+            with h5py.File(path, "w", libver="latest") as file:
+                for matrix, height in tiling.heights.items():
+                    whole = h5py.VirtualLayout((height, tiling.N_train), description.float_type)
+                    variances = h5py.VirtualLayout((height,), description.float_type)
+                    for part, row in self._rows(matrix):
+                        # Relative to the view: the working directory can be moved.
+                        source = f"{self.name}/{part.name}.h5"
+                        entries = h5py.VirtualSource(source, f"{row.start}/entries", row.shape)
+                        whole[row.start : row.stop, row.first_column :] = entries
+                        variances[row.start : row.stop] = h5py.VirtualSource(
+                            source, f"{row.start}/variances", row.shape[:1]
+                        )
+                    file.create_virtual_dataset(matrix, whole, fillvalue=np.nan)
+                    file.create_virtual_dataset(_VARIANCES[matrix], variances, fillvalue=np.nan)
+                for name, values in self.labels().items():
+                    file[name] = values
+                file.attrs["description"] = description.to_json()
+                file.attrs["fingerprint"] = description.fingerprint
+                file.attrs["complete"] = True
+
+        write_atomically(self.view_path, write)
+
+    # Stage 2 ---------------------------------------------------------------------------------------------------------
+
+    def description(self) -> Description:
+        """The run's description. :raises UserError: where there is no run, or it can't be read."""
+        if self._description is None:
+            with self._open_description() as file:
+                self._description = Description.from_json(file.attrs["description"])
+        return self._description
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """The class numbers "Y" [N_train], "Yv" [N_vali] and "Yt" [N_test], int64."""
+        with self._open_description() as file:
+            return {name: file[name][()] for name in ("Y", "Yv", "Yt")}
+
+    def check_complete(self) -> None:
+        """:raises UserError: where parts are missing or unusable; it lists them."""
+        missing, reasons = self.missing_parts()
+        if missing:
+            total = len(self.description().tiling.parts())
+            named = [part.name + (f" ({reasons[part.name]})" if part.name in reasons else "") for part in missing]
+            listed = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+            raise UserError(
+                f"The run {self.name} in {self.workdir} is incomplete: {len(missing)} of {total} parts are missing: "
+                f"{listed}; start save_kernels.py again with the same flags, it does only what is missing."
+            )
+
+    def read_rows(self, matrix: str) -> Iterator[tuple[BlockRow, np.ndarray]]:
+        """
+        The stored rows of blocks of a matrix, in order, as they were computed (float32 or float64).
+
+        :raises UserError: where a part can't be read or its checksum is wrong.
+        """
+        assert matrix in MATRICES
+        for part, row in self._rows(matrix):
+            yield row, self._read(part, f"{row.start}/entries")
+
+    def read_variances(self, matrix: str) -> np.ndarray:
+        """The kernel's diagonal at the images of a matrix's rows: of Kxx the training images."""
+        return np.concatenate([self._read(part, f"{row.start}/variances") for part, row in self._rows(matrix)])
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """What was recorded with each part."""
+        records = []
+        for part in self.description().tiling.parts():
+            with h5py.File(self._part_path(part), "r") as file:
+                records.append(json.loads(file.attrs["provenance"]))
+        return records
+
+    def delete_parts(self) -> None:
+        """Delete the view, then the parts. The description and the labels stay."""
+        self.view_path.unlink(missing_ok=True)
+        for part in self.description().tiling.parts():
+            self._part_path(part).unlink(missing_ok=True)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _part_path(self, part: Part) -> Path:
+        return self.folder / f"{part.name}.h5"
+
+    def _rows(self, matrix: str) -> Iterator[tuple[Part, BlockRow]]:
+        for part in self.description().tiling.parts():
+            for row in part.rows:
+                if row.matrix == matrix:
+                    yield part, row
+
+    def _open_description(self) -> h5py.File:
+        try:
+            return h5py.File(self._description_path, "r")
+        except FileNotFoundError as error:
+            names = ", ".join(runs_in(self.workdir)) or "none"
+            raise UserError(
+                f"There is no run {self.name} in {self.workdir} (runs there: {names}): check --path and --model, or "
+                "compute it with save_kernels.py."
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{self._description_path} can't be read ({error}): delete {self.folder} and compute the run again."
+            ) from error
+
+    def _why_unusable(self, part: Part) -> str | None:
+        try:
+            with h5py.File(self._part_path(part), "r") as file:
+                if file.attrs.get("fingerprint") != self.description().fingerprint:
+                    return "it belongs to another run"
+                for row in part.rows:
+                    if file[f"{row.start}/entries"].shape != row.shape:
+                        return "its shape is wrong"
+        except FileNotFoundError:
+            return "it isn't there"
+        except (OSError, KeyError, RuntimeError):
+            return "it is damaged"
+        return None
+
+    def _read(self, part: Part, dataset: str) -> np.ndarray:
+        path = self._part_path(part)
+        try:
+            with h5py.File(path, "r") as file:
+                return file[dataset][()]
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{path} can't be read ({' '.join(str(error).split())}): delete this file and start save_kernels.py "
+                "again with the same flags, it does only what is missing."
+            ) from error
+
+
+def runs_in(workdir: str | os.PathLike) -> list[str]:
+    """The names of the runs in a working directory."""
+    return sorted(path.parent.name for path in Path(workdir).glob("*/run.h5"))
+
+
+def _differences(there: Description, asked: Description) -> str:
+    found = list(_differing(json.loads(there.to_json()), json.loads(asked.to_json()), ""))
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _differing(old: Any, new: Any, path: str) -> Iterator[str]:
+    """Where two JSON values differ, leaf by leaf."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for key in old:
+            yield from _differing(old[key], new[key], f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _differing(a, b, f"{path}[{i}]")
+    elif old != new:
+        yield f"{path} is {_short(old)} there and {_short(new)} asked for"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def _refuse_non_finite(row: BlockRow, entries: np.ndarray, variances: np.ndarray) -> None:
+    bad = np.argwhere(~np.isfinite(entries))
+    if len(bad) or not np.isfinite(variances).all():
+        i, j = bad[0] if len(bad) else (int(np.argmin(np.isfinite(variances))),) * 2
+        raise UserError(
+            f"{row.matrix} has a non-finite entry at row {row.start + i}, column {row.first_column + j}; nothing of "
+            "this part was written: look at these images, or take --float_type=float64."
+        )

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# All experiments: kernels, then classification, of the paper's three networks and of seeds of its random search.
+#
+# By default the embedded digits, a few minutes on two cores. The paper's whole programme on MNIST (its files in
+# DATA_DIR; the seeds come first, then the three named kernels, the ResNet last):
+#
+#   DATASET=mnist DATA_DIR=... SEEDS="$(seq 1 60) 1234" WORKDIR=... bash run_all_experiments.bash
+#
+# Started again with the same settings it goes on where it was. Every variable can be set in the environment.
+set -euo pipefail
+
+DATASET=${DATASET:-digits}        # digits, mnist, fashion_mnist, cifar10, synthetic or FILE.npz
+DATA_DIR=${DATA_DIR:-}            # folder of the data set's files; empty: Keras's cache or download
+N_TRAIN=${N_TRAIN:-}              # training, validation and test images; empty: the data set's own numbers
+N_VALI=${N_VALI:-}
+N_TEST=${N_TEST:-}
+N_MAX=${N_MAX:-200}               # images on a side of a block
+N_GPUS=${N_GPUS:-0}               # GPUs; 0: the CPU
+WORKDIR=${WORKDIR:-runs/$(basename "$DATASET" .npz)}
+SEEDS=${SEEDS-1 12 23 56}         # seeds of the random search; empty: none
+MODELS=${MODELS-convnet_gp residual_cnn_gp resnet_gp}
+KEEP_TILES=${KEEP_TILES:-1}       # 0: delete a run's tiles once its result is verified
+PYTHON=${PYTHON:-python}
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+sizes=()
+[[ -z $N_TRAIN ]] || sizes+=(--N_train="$N_TRAIN")
+[[ -z $N_VALI ]] || sizes+=(--N_vali="$N_VALI")
+[[ -z $N_TEST ]] || sizes+=(--N_test="$N_TEST")
+data=(--dataset="$DATASET" "${sizes[@]}" --n_max="$N_MAX" --n_gpus="$N_GPUS")
+[[ -z $DATA_DIR ]] || data+=(--data_dir="$DATA_DIR")
+keep=--keep_tiles
+[[ $KEEP_TILES != 0 ]] || keep=--nokeep_tiles
+
+runs=$(echo $SEEDS $MODELS | tr ' ' ',')
+[[ -n $runs ]] || { echo "error: SEEDS and MODELS are both empty; name at least one run." >&2; exit 1; }
+"$PYTHON" scripts/job_size.py "${data[@]}" --runs="$runs"
+
+shrunk=()
+# run_one NAME FLAGS...: both stages of one run. Where its result is there, stage 2 only checks and prints it.
+run_one() {
+    local name=$1 status=0
+    shift
+    echo
+    if [[ ! -e $WORKDIR/results/$name.json ]]; then
+        "$PYTHON" scripts/save_kernels.py "${data[@]}" --path="$WORKDIR" "$@" || status=$?
+        if [[ $status == 3 ]]; then
+            echo "$name is skipped: its network shrinks below one pixel."
+            shrunk+=("$name")
+            return
+        fi
+        [[ $status == 0 ]] || exit "$status"
+    fi
+    "$PYTHON" scripts/classify_gp.py "${sizes[@]}" --path="$WORKDIR" "$@" "$keep"
+}
+
+for seed in $SEEDS; do
+    run_one "$(printf 'seed_%02d' "$seed")" --model=random --seed="$seed"
+done
+for model in $MODELS; do
+    run_one "$model" --model="$model"
+done
+
+echo
+[[ ${#shrunk[@]} == 0 ]] || echo "No kernel, because the network shrinks below one pixel: ${shrunk[*]}"
+"$PYTHON" scripts/report.py --path="$WORKDIR"
