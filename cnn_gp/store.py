@@ -13,6 +13,7 @@ A file is written under a temporary name, flushed to the disk and renamed: under
 carries its run's fingerprint, so that a part of another run isn't taken for one of this.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -120,7 +121,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             "what was finished before is kept."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 class RunDirectory:
