@@ -177,6 +177,7 @@ class DeepKernel(NNGPKernel):
             network += block if end == n_convs else [Sum(Sequential(), Sequential(*block, ChannelMix()))]
         readout = Dense(var_weight, var_bias)
         super().__init__(Sequential(*network, readout), input_shape, active_dims=active_dims, name=name)
+        self.var_weight, self.var_bias = var_weight, var_bias
 
 
 class ResnetKernel(NNGPKernel):
@@ -234,6 +235,7 @@ class ResnetKernel(NNGPKernel):
         readout = [Dense(var_weight, var_bias), recurse_kern, Dense(var_weight, var_bias)]
         network = Sequential(conv(kernel_size, conv_stride), *units, *readout)
         super().__init__(network, input_shape, active_dims=active_dims, name=name)
+        self.var_weight, self.var_bias = var_weight, var_bias
 
 
 def _skip_indices(skip_freq: "int | Sequence[int]", n_convs: int) -> list[int]:

@@ -61,7 +61,7 @@ def test_gram_is_the_whole_symmetric_matrix(tmp_path, N):
 
 def test_no_jitter_where_none_is_needed(tmp_path):
     data, said = make_data(), []
-    Y, solution = solved(complete(tmp_path, data), 23, jitter=0.0, said=said)
+    _, solution = solved(complete(tmp_path, data), 23, jitter=0.0, said=said)
     assert solution.jitter == solution.jitter_absolute == 0 and said == []
 
 

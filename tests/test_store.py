@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_noticed_when_it_is_read(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(value) + 3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="Kxx_0000.h5 can't be read .* delete this file"):
+    with pytest.raises(UserError, match=r"Kxx_0000.h5 can't be read .* delete this file"):
         list(run.read_rows("Kxx"))
 
 
@@ -149,7 +149,7 @@ def test_no_view_while_parts_are_missing_after_an_interruption(tmp_path):
     [
         ({"n_max": 6}, "n_max is 5 there and 6 asked for"),
         ({"float_type": "float32"}, 'float_type is "float64" there and "float32" asked for'),
-        ({"data_hash": "abc"}, "data_hash is .* there and \"abc\" asked for"),
+        ({"data_hash": "abc"}, 'data_hash is .* there and "abc" asked for'),
         (
             {"kernel": {"input_shape": [1, 1, 2], "network": {"layer": "Dense", "var_weight": 1.5, "var_bias": 0.0}}},
             r"kernel.network.var_weight is 1.0 there and 1.5 asked for",
@@ -193,7 +193,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch,
         return real(*args)
 
     monkeypatch.setattr(store.os, function, fails_once)
-    with pytest.raises(UserError, match="can't be written .*No space left on device.*what was finished before is kept"):
+    with pytest.raises(UserError, match=r"can't be written .*No space left.*what was finished before is kept"):
         compute_run(run, NumpyEngine(), data)
     assert not list(tmp_path.rglob(".*"))
     compute_run(run, NumpyEngine(), data)

@@ -1,0 +1,220 @@
+r"""
+Networks of finite width, drawn from the prior whose limit is the kernel.
+
+A weight of a layer with C input channels is drawn from :math:`\mathcal{N}(0, \sigma_w^2 / C)`, so that a sum over the
+channels has the covariance that the layer's :meth:`~cnn_gp.layers.Layer.propagate` gives to one channel, up to O(1/C):
+Garriga-Alonso, Aitchison & Rasmussen (ICLR 2019), equations 3 to 5.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from .errors import UserError
+from .kernels import checked_input_shape
+from .layers import ChannelMix, Conv, Dense, Layer, Nonlinearity, Positions, Sequential, Sum, Window
+
+#: Maps [draws or 1, N, *positions, channels] to [draws, N, *positions, channels].
+Forward = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Weight(NamedTuple):
+    """A variable [draws, ...] and the variance of its prior."""
+
+    variable: tf.Variable
+    variance: float
+
+
+class FiniteNetwork(tf.Module):
+    """
+    Finite networks of an architecture: ``draws`` of them, independent, evaluated together.
+
+    Every map has ``width`` channels, and the last layer with weights has ``outputs``. The weights are trainable
+    variables; with :meth:`l2_penalty` added to a loss, training is maximum a posteriori.
+
+    :param network: the layers; their hyperparameters are read once, here.
+    :param width: channels of every hidden map.
+    :param input_shape: [C, *positions].
+    :param draws: how many networks.
+    :param outputs: outputs of each network, independent in the limit.
+    :param seed: decides the weights, together with the arguments above.
+    :param dtype: float32 or float64.
+    :raises UserError: for sizes below 1, and for a sum whose branches have different numbers of channels.
+
+    >>> from cnn_gp import Conv, Dense, ExReLU, Sequential
+    >>> network = Sequential(Conv(3, var_weight=2.0), ExReLU(), Dense())
+    >>> network.finite(width=10, input_shape=[1, 8, 8], draws=5)(tf.zeros([2, 64])).shape
+    TensorShape([5, 2, 1])
+    """
+
+    def __init__(
+        self,
+        network: Layer,
+        width: int,
+        input_shape: Sequence[int],
+        *,
+        draws: int = 1,
+        outputs: int = 1,
+        seed: int = 0,
+        dtype: tf.DType = tf.float32,
+    ) -> None:
+        super().__init__(name="finite_network")
+        for name, value in (("width", width), ("draws", draws), ("outputs", outputs)):
+            if value < 1:
+                raise UserError(f"{name} is {value}; expected a whole number of at least 1.")
+        self.input_shape = checked_input_shape(input_shape)
+        self.width, self.draws, self.outputs = width, draws, outputs
+        self._seed, self._dtype = seed, dtype
+        self.weights: list[Weight] = []
+        channels, *positions = self.input_shape
+        built = self._build(network, channels, tuple(positions), outputs)
+        if built.positions != () or built.channels != outputs:
+            raise UserError(
+                f"The network ends in {built.channels} channels on a map of {built.positions}; expected a Dense() "
+                "readout after the last map."
+            )
+        self._forward = built.forward
+
+    def __call__(self, X: tf.Tensor) -> tf.Tensor:
+        """
+        The outputs of all networks.
+
+        :param X: [N, D] images, flattened channel first, or [N, C, *positions].
+        :return: [draws, N, outputs].
+        """
+        X = tf.cast(tf.convert_to_tensor(X), self._dtype)
+        if math.prod(X.shape[1:]) != math.prod(self.input_shape):
+            raise UserError(f"The images have shape {list(X.shape[1:])}; expected {list(self.input_shape)}, or flat.")
+        images = tf.reshape(X, [1, -1, *self.input_shape])
+        rank = len(self.input_shape) - 1
+        return self._forward(tf.transpose(images, [0, 1, *range(3, 3 + rank), 2]))
+
+    def l2_penalty(self) -> tf.Tensor:
+        """The negative log prior of each network, up to a constant: the sum of w^2 / (2 variance), [draws]."""
+        penalties = [
+            tf.reduce_sum(tf.square(w.variable), axis=list(range(1, w.variable.shape.rank))) / (2 * w.variance)
+            for w in self.weights
+        ]
+        return tf.add_n(penalties)
+
+    def _build(self, layer: Layer, channels: int, positions: Positions, outputs: int) -> "_Built":
+        """The finite version of a layer, whose last weights have so many ``outputs``."""
+        match layer:
+            case Sequential():
+                return self._build_sequential(layer, channels, positions, outputs)
+            case Sum():
+                return self._build_sum(layer, channels, positions, outputs)
+            case Nonlinearity():
+                return _Built(layer.apply, channels, positions)
+            case Conv():
+                return self._build_conv(layer, channels, positions, outputs)
+            case ChannelMix():
+                mix = self._draw("mix", [channels, outputs], 1 / channels)
+                return _Built(lambda x: _matmul(x, mix), outputs, positions)
+            case Dense():
+                return self._build_dense(layer, channels, positions, outputs)
+        raise UserError(f"{type(layer).__name__} has no finite version; expected the layers of cnn_gp.layers.")
+
+    def _build_sequential(self, layer: Sequential, channels: int, positions: Positions, outputs: int) -> "_Built":
+        last_weighted = max((i for i, child in enumerate(layer.layers) if _has_weights(child)), default=-1)
+        built = _Built(lambda x: x, channels, positions)
+        steps: list[Forward] = []
+        for i, child in enumerate(layer.layers):
+            built = self._build(child, built.channels, built.positions, self.width if i < last_weighted else outputs)
+            steps.append(built.forward)
+        return built._replace(forward=lambda x: functools.reduce(lambda x, step: step(x), steps, x))
+
+    def _build_sum(self, layer: Sum, channels: int, positions: Positions, outputs: int) -> "_Built":
+        branches = [self._build(branch, channels, positions, outputs) for branch in layer.branches]
+        counts = [branch.channels for branch in branches]
+        if len(set(counts)) > 1:
+            raise UserError(
+                f"A sum adds maps of {' and '.join(map(str, counts))} channels; expected equal numbers: put a "
+                "ChannelMix() or a convolution before the first skip connection."
+            )
+        return branches[0]._replace(forward=lambda x: functools.reduce(tf.add, [b.forward(x) for b in branches]))
+
+    def _build_conv(self, layer: Conv, channels: int, positions: Positions, outputs: int) -> "_Built":
+        windows = layer.windows(positions)
+        sizes = [window.size for window in windows]
+        variance = float(layer.scale(positions).numpy()) / channels
+        filters = self._draw("filter", [*sizes, channels, outputs], variance)
+        add_bias = self._bias(layer, outputs)
+        forward = functools.partial(_convolve, filters=filters, windows=windows)
+        return _Built(lambda x: add_bias(forward(x)), outputs, layer.output_positions(positions))
+
+    def _build_dense(self, layer: Dense, channels: int, positions: Positions, outputs: int) -> "_Built":
+        inputs = math.prod(positions) * channels
+        matrix = self._draw("dense", [inputs, outputs], float(layer.var_weight.numpy()) / inputs)
+        add_bias = self._bias(layer, outputs)
+
+        def forward(x: tf.Tensor) -> tf.Tensor:
+            return add_bias(_matmul(tf.reshape(x, tf.concat([tf.shape(x)[:2], [inputs]], 0)), matrix))
+
+        return _Built(forward, outputs, ())
+
+    def _bias(self, layer: Conv | Dense, outputs: int) -> Forward:
+        variance = float(layer.var_bias.numpy())
+        if variance == 0:
+            return lambda x: x
+        bias = self._draw("bias", [outputs], variance)
+        return lambda x: x + tf.reshape(bias, [self.draws, *[1] * (x.shape.rank - 2), outputs])
+
+    def _draw(self, name: str, shape: Sequence[int], variance: float) -> tf.Variable:
+        seed = [self._seed, len(self.weights)]
+        values = tf.random.stateless_normal([self.draws, *shape], seed, dtype=self._dtype)
+        variable = tf.Variable(math.sqrt(variance) * values, name=f"{name}_{len(self.weights)}")
+        self.weights.append(Weight(variable, variance))
+        return variable
+
+
+class _Built(NamedTuple):
+    forward: Forward
+    channels: int
+    positions: Positions
+
+
+def _has_weights(layer: Layer) -> bool:
+    return isinstance(layer, (Conv, Dense, ChannelMix)) or any(map(_has_weights, layer.children))
+
+
+def _matmul(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """[draws or 1, ..., C] times [draws, C, outputs]."""
+    shape = tf.shape(x)
+    flat = tf.reshape(x, [x.shape[0], -1, x.shape[-1]])
+    product = tf.matmul(flat, matrix)
+    result = tf.reshape(product, tf.concat([[matrix.shape[0]], shape[1:-1], [matrix.shape[-1]]], 0))
+    result.set_shape([matrix.shape[0], *x.shape[1:-1], matrix.shape[-1]])
+    return result
+
+
+def _convolve(x: tf.Tensor, filters: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:
+    """
+    A convolution that is batched over draws, [draws, *sizes, C, outputs], which TensorFlow's own isn't.
+
+    One matrix product for each row of the filter: patches of the last axis are laid side by side, which keeps the
+    products large, while whole patches of a 7x7 filter would take 49 times the memory of the map.
+    """
+    draws, channels, outputs = filters.shape[0], x.shape[-1], filters.shape[-1]
+    if not windows:
+        return _matmul(x, filters)
+    after = [max((w.outputs - 1) * w.stride + w.size - w.before - w.inputs, 0) for w in windows]
+    padded = tf.pad(x, [[0, 0], [0, 0], *([w.before, a] for w, a in zip(windows, after, strict=True)), [0, 0]])
+    *outer, last = windows
+    total = None
+    for offset in itertools.product(*(range(w.size) for w in outer)):
+        patches = [_shifted(padded, windows, (*offset, i)) for i in range(last.size)]
+        rows = tf.reshape(filters[(slice(None), *offset)], [draws, last.size * channels, outputs])
+        product = _matmul(tf.concat(patches, axis=-1), rows)
+        total = product if total is None else total + product
+    return total
+
+
+def _shifted(padded: tf.Tensor, windows: Sequence[Window], offset: Sequence[int]) -> tf.Tensor:
+    """The input pixel at one place of every patch: [draws or 1, N, *outputs, C]."""
+    slices = [slice(o, o + (w.outputs - 1) * w.stride + 1, w.stride) for w, o in zip(windows, offset, strict=True)]
+    return padded[(slice(None), slice(None), *slices)]
