@@ -23,6 +23,7 @@ from absl import flags
 
 from cnn_gp import cli, datasets
 from cnn_gp.architectures import MODELS, build_kernel
+from cnn_gp.errors import UserError
 from cnn_gp.store import software
 
 FLAGS = flags.FLAGS
@@ -93,11 +94,15 @@ def neural_tangents(model: str, cores: int) -> dict[str, Any]:
             done = subprocess.run(
                 command,
                 check=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                capture_output=True,
                 text=True,
                 env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ""},
             )
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            raise UserError(
+                f"neural-tangents can't be timed with {FLAGS.nt_python} ({reason}): check that Python."
+            ) from error
         finally:
             os.sched_setaffinity(0, available)
     best = json.loads(done.stdout.splitlines()[-1])

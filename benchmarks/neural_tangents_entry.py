@@ -44,13 +44,18 @@ def resnet(depth: int = 32, n_blocks: int = 3):
 def deep(n_layers: int, size: int, var_weight: float, var_bias: float, skip: bool):
     """The random search's networks: the weight variance isn't divided by the patch."""
     w, b = (var_weight * size * size) ** 0.5, var_bias**0.5
-    layers = []
+
+    def mix():
+        # neural-tangents only adds Gaussian maps: a 1x1 convolution makes them so and leaves their covariances.
+        return stax.Conv(1, (1, 1), W_std=1.0, b_std=None)
+
+    layers = [mix()] if skip else []
     for i in range(n_layers):
-        block = stax.serial(stax.Conv(1, (size, size), (1, 1), "SAME", W_std=w, b_std=b), nonlinearity(True))
+        block = [stax.Conv(1, (size, size), (1, 1), "SAME", W_std=w, b_std=b), nonlinearity(True)]
         if skip and i < n_layers - 1:
-            layers += [stax.FanOut(2), stax.parallel(stax.Identity(), block), stax.FanInSum()]
+            layers += [stax.FanOut(2), stax.parallel(stax.Identity(), stax.serial(*block, mix())), stax.FanInSum()]
         else:
-            layers.append(block)
+            layers += block
     return stax.serial(*layers, stax.Flatten(), stax.Dense(1, W_std=var_weight**0.5, b_std=b))
 
 
