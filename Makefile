@@ -15,7 +15,7 @@ venv: $(STAMP)
 $(STAMP): setup.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 with venv found; install one, or give PYTHON=path" >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[figures,test]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
 experiments: $(STAMP)

@@ -32,8 +32,8 @@ setup(
         "absl-py>=2.1,<3",
         "tqdm>=4.66,<5",
         "scikit-learn>=1.5,<2",
-        # GPflow imports pkg_resources' successor through it in some versions, and TensorFlow Probability needs it.
-        "setuptools<81",
+        # TensorFlow Probability imports distutils, which Python 3.12 leaves to setuptools.
+        "setuptools>=68",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],

@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
 @contextmanager
 def without_startup_messages() -> Iterator[None]:
     """
-    Drop what TensorFlow writes about missing GPU libraries while it starts; on an error, show it.
+    Drop what TensorFlow writes about missing GPU libraries while it starts; on an error that isn't the user's, show it.
 
     These lines come from C++ before its log level counts, so they are caught at the file descriptor.
     """
@@ -48,6 +48,8 @@ def without_startup_messages() -> Iterator[None]:
         os.dup2(caught.fileno(), 2)
         try:
             yield
+        except UserError:
+            raise
         except BaseException:
             caught.seek(0)
             os.write(saved, caught.read())
