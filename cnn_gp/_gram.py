@@ -4,21 +4,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engines import make_engine
+from .engines import Engine, make_engine
 from .errors import UserError
 
 if TYPE_CHECKING:
     from .kernels import NNGPKernel
 
 
-def gram(kernel: "NNGPKernel", X: Any, X2: Any | None = None, engine: str = "auto", n_max: int = 200) -> np.ndarray:
+def gram(
+    kernel: "NNGPKernel", X: Any, X2: Any | None = None, engine: str | Engine = "auto", n_max: int = 200
+) -> np.ndarray:
     """
     The kernel between images, computed block by block, compiled and on all cores.
 
     :param kernel: an :class:`~cnn_gp.kernels.NNGPKernel`.
     :param X: [N, D] images, flattened channel first, float32 or float64, which decides the precision.
     :param X2: [M, D], or None for the symmetric K(X).
-    :param engine: "auto" or "tensorflow".
+    :param engine: "auto" or "tensorflow"; or one that :func:`cnn_gp.engines.make_engine` made for this kernel, which
+        for several matrices saves compiling the kernel for each.
     :param n_max: images on a side of a block on a GPU.
     :return: [N, M], or [N, N], of X's dtype. The diagonal of K(X) is ``K_diag(X)``.
     :raises UserError: images of another size or dtype.
@@ -35,8 +38,10 @@ def gram(kernel: "NNGPKernel", X: Any, X2: Any | None = None, engine: str = "aut
     X2 = None if X2 is None else _checked(kernel, X2).astype(X.dtype, copy=False)
     if n_max < 1:
         raise UserError(f"n_max is {n_max}; expected a whole number of at least 1.")
-    n_gpus = len(tf.config.get_visible_devices("GPU"))
-    return make_engine(engine, kernel, n_gpus=n_gpus, n_max=n_max).matrix(X, X2)
+    if isinstance(engine, str):
+        n_gpus = len(tf.config.get_visible_devices("GPU"))
+        engine = make_engine(engine, kernel, n_gpus=n_gpus, n_max=n_max)
+    return engine.matrix(X, X2)
 
 
 def _checked(kernel: "NNGPKernel", X: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from absl import app
+from absl import app, flags
 
 from .errors import UserError
 
@@ -31,7 +31,15 @@ def run(main: Callable[[], None]) -> None:
             print("stopped: what was finished is kept; start again with the same flags to go on.", file=sys.stderr)
             sys.exit(130)
 
-    app.run(wrapped)
+    app.run(wrapped, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {' '.join(str(error).split())} See --help.", file=sys.stderr)
+        sys.exit(1)
 
 
 @contextmanager

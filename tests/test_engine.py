@@ -93,6 +93,8 @@ def test_gram(rng):
     np.testing.assert_allclose(gram(kernel, X), kernel(X), rtol=1e-10)
     np.testing.assert_allclose(gram(kernel, X, X2, engine="tensorflow", n_max=2), kernel(X, X2), rtol=1e-10)
     assert gram(kernel, X2).dtype == np.float32
+    engine = make_engine("auto", kernel)
+    np.testing.assert_array_equal(gram(kernel, X, engine=engine), engine.matrix(X))
     assert cnn_gp.gram is gram
 
 

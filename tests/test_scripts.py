@@ -138,6 +138,9 @@ def test_killed_and_resumed_is_the_same(workdir, tmp_path):
         (["--n_max=0"], "n_max is 0"),
         (["--depth=31"], "depth is 31"),
         (["convnet_gp"], "'convnet_gp' isn't a flag"),
+        (["--model=resnet"], "value should be one of <convnet_gp|"),
+        (["--n_maxx=3"], "Unknown command line flag 'n_maxx'"),
+        (["--N_train=many"], "invalid literal"),
     ],
 )
 def test_save_kernels_refuses_in_one_line_and_writes_nothing(tmp_path, flags, said):

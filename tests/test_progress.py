@@ -1,0 +1,30 @@
+"""Progress: a bar on a terminal, lines in a log."""
+
+import pytest
+
+from cnn_gp.progress import Progress, duration
+
+
+def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(Progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    with Progress(1000, "entries", done=200) as progress:
+        progress(300)
+        progress(500)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(" 50.0%  500 of 1,000 entries, ") and first.endswith(" left")
+    assert second.startswith("100.0%  1,000 of 1,000 entries, ") and second.endswith("0 s left")
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress(1000, "entries") as progress:
+        progress(1000)
+    shown = capsys.readouterr().err
+    assert "100%" in shown and "entries/s" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (13_200, "3 h 40 min")]
+)
+def test_durations_for_people(seconds, text):
+    assert duration(seconds) == text
