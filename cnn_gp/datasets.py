@@ -174,6 +174,7 @@ class _Source(NamedTuple):
 
 
 def _source(name: str, X: _Array, Y: _Array, Xt: _Array, Yt: _Array) -> _Source:
+    Y, Yt = _labels(name, Y), _labels(name, Yt)
     for part, images, labels in (("training", X, Y), ("test", Xt, Yt)):
         if images.size == 0 or labels.size == 0:
             raise DataError(f"{name} has no {part} images or labels (shapes {images.shape}, {labels.shape}): give some")
@@ -183,12 +184,11 @@ def _source(name: str, X: _Array, Y: _Array, Xt: _Array, Yt: _Array) -> _Source:
         raise DataError(
             f"{name} has training images of shape {X.shape[1:]} but test images of {Xt.shape[1:]}: make them the same"
         )
-    Y, Yt = _labels(name, Y), _labels(name, Yt)
     return _Source(X, Y, Xt, Yt, 1 + int(max(Y.max(), Yt.max())))
 
 
 def _labels(name: str, labels: _Array) -> NDArray[np.int64]:
-    if labels.shape not in ((len(labels),), (len(labels), 1)) or labels.dtype.kind not in "iuf":
+    if labels.ndim == 0 or labels.shape[1:] not in ((), (1,)) or labels.dtype.kind not in "iuf":
         raise DataError(
             f"{name} has labels of type {labels.dtype} and shape {labels.shape}: give one class number an image, "
             "not one-hot rows or names"

@@ -246,6 +246,7 @@ def test_a_users_floats_are_not_scaled(tmp_path):
         ({"y_train": np.arange(12) - 1}, "has the label -1"),
         ({"y_train": np.arange(12) / 2}, "has the label 0.5"),
         ({"y_train": np.eye(12)}, "not one-hot rows"),
+        ({"y_train": np.int64(1)}, r"shape \(\): give one class number an image"),
         ({"y_train": np.array(["a", "b"] * 6)}, "not one-hot rows or names"),
         ({"y_train": np.full(12, 2)}, "are all of class 2, expected at least two classes"),
         ({"x_test": np.zeros((6, 4, 6), np.uint8)}, r"training images of shape .* but test images of \(1, 4, 6\)"),
