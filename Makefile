@@ -1,6 +1,7 @@
 # make venv         the virtual environment .venv, with the package and what the tests need
 # make experiments  the main job: the paper's kernels on the embedded digits, ending in a table of errors
 # make test         lint, types and tests
+# make test-faults  the long tests: processes killed at twenty random moments
 # PYTHON=...        the interpreter to make .venv with: 3.11 or 3.12
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -8,7 +9,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: venv experiments test lint
+.PHONY: venv experiments test test-faults lint
 
 venv: $(STAMP)
 
@@ -27,4 +28,7 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 -m 'not faults'
+
+test-faults: $(STAMP)
+	$(VENV)/bin/python -m pytest -n 2 -m faults

@@ -1,24 +1,34 @@
 """What the scripts share: how they start, and how they end."""
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 from absl import app, flags
 
 from .errors import UserError
 
 
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what is under way is ended as for Ctrl-C."""
+
+
 def run(main: Callable[[], None]) -> None:
     """
     Run a script's main function after parsing the flags.
 
-    A user's mistake ends in one line on standard error and that error's exit status; Ctrl-C in 130.
+    A user's mistake ends in one line on standard error and that error's exit status; Ctrl-C in 130, SIGTERM in 143.
     """
 
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
     def wrapped(argv: Sequence[str]) -> None:
+        signal.signal(signal.SIGTERM, terminate)
         try:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} isn't a flag; expected flags of the form --name=value: see --help.")
@@ -27,9 +37,10 @@ def run(main: Callable[[], None]) -> None:
             sys.stdout.flush()
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_status)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as stop:
+            sys.stdout.flush()
             print("stopped: what was finished is kept; start again with the same flags to go on.", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
 
     app.run(wrapped, flags_parser=_parse)
 
@@ -38,7 +49,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"error: {' '.join(str(error).split())} See --help.", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split()).rstrip('.')}: see --help.", file=sys.stderr)
         sys.exit(1)
 
 

@@ -115,6 +115,16 @@ class NNGPKernel(gpflow.kernels.Kernel):
     def _propagate(self, X: tf.Tensor, X2: tf.Tensor | None) -> State:
         return self.network.propagate(input_state(X, X2, self.input_shape, self.network.sum_dtype(X.dtype)))
 
+    def first_non_finite(self, X: TensorType, X2: TensorType) -> str | None:
+        """
+        The first layer after which a covariance or variance of X [N, D] and X2 [M, D] isn't finite, or None.
+
+        Named by its place in the network: "layers[2].branches[1].layers[0] (Conv)".
+        """
+        X, X2 = self._checked_inputs(X), self._checked_inputs(X2)
+        state = input_state(X, X2, self.input_shape, self.network.sum_dtype(X.dtype))
+        return "the images" if not _is_finite(state) else _first_non_finite(self.network, state, "")
+
     def describe(self) -> dict[str, Any]:
         """What decides the kernel's numbers, in JSON's types: equal descriptions mean equal kernels."""
         return {"input_shape": list(self.input_shape), "network": self.network.describe()}
@@ -236,6 +246,24 @@ class ResnetKernel(NNGPKernel):
         network = Sequential(conv(kernel_size, conv_stride), *units, *readout)
         super().__init__(network, input_shape, active_dims=active_dims, name=name)
         self.var_weight, self.var_bias = var_weight, var_bias
+
+
+def _is_finite(state: State) -> bool:
+    return all(bool(tf.reduce_all(tf.math.is_finite(t))) for t in state[:3] if t is not None)
+
+
+def _first_non_finite(layer: Layer, state: State, path: str) -> str | None:
+    """As :meth:`NNGPKernel.first_non_finite`, for a finite state before the layer."""
+    kind = "layers" if isinstance(layer, Sequential) else "branches"
+    for i, child in enumerate(layer.children):
+        found = _first_non_finite(child, state, f"{path}.{kind}[{i}]" if path else f"{kind}[{i}]")
+        if found is not None:
+            return found
+        if isinstance(layer, Sequential):
+            state = child.propagate(state)
+    if isinstance(layer, Sequential) or _is_finite(layer.propagate(state)):
+        return None
+    return f"{path} ({type(layer).__name__})"
 
 
 def _skip_indices(skip_freq: "int | Sequence[int]", n_convs: int) -> list[int]:

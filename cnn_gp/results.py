@@ -1,11 +1,12 @@
 """The results of a run: one JSON file, one line of CSV, and the table that a person reads."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .architectures import PAPER_ERRORS
 from .errors import UserError
@@ -94,25 +95,27 @@ class ResultFiles:
 
     def write(self, result: dict[str, Any]) -> None:
         """Write both files, each atomically."""
-        write_atomically(self.csv_path, lambda path: _write_csv(path, result))
-        write_atomically(self.json_path, lambda path: _write_json(path, result))
+        text = json.dumps(result, indent=2) + "\n"
+        write_atomically(self.csv_path, lambda content: _write_csv(content, result))
+        write_atomically(self.json_path, lambda content: _write_text(content, text))
 
 
-def _write_json(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result, indent=2) + "\n")
+def _write_text(content: BinaryIO, text: str) -> None:
+    content.write(text.encode())
 
 
-def _write_csv(path: Path, result: dict[str, Any]) -> None:
+def _write_csv(content: BinaryIO, result: dict[str, Any]) -> None:
     flat = {
         **result,
         **result["hyperparameters"],
         "kernel_seconds": result["times"].get("kernel"),
         "solve_seconds": sum(v for key, v in result["times"].items() if key != "kernel"),
     }
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_CSV_COLUMNS)
-        writer.writerow([_cell(flat[column]) for column in _CSV_COLUMNS])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(_CSV_COLUMNS)
+    writer.writerow([_cell(flat[column]) for column in _CSV_COLUMNS])
+    _write_text(content, text.getvalue())
 
 
 def _cell(value: Any) -> Any:

@@ -4,9 +4,12 @@ The working directory: what stage 1 writes and stage 2 reads.
 A run RUN in a working directory WORKDIR is
 
 - ``WORKDIR/RUN/run.h5``: the run's description (attribute ``description``, JSON) and the labels ``Y``, ``Yv``, ``Yt``;
+- ``WORKDIR/RUN/images.h5``: the images ``X``, ``Xv``, ``Xt``, for workers, which need nothing but this directory;
 - ``WORKDIR/RUN/Kxx_0000.h5``, ...: the parts (:mod:`cnn_gp.tiles`). A part has a group for each of its rows of blocks,
   named by its first row, with ``entries`` [rows, columns from ``first_column``] and ``variances`` [rows], the kernel's
   diagonal at the images of these rows. A chunk is an n_max block, with HDF5's Fletcher-32 checksum;
+- ``WORKDIR/RUN/Kxx_0000.row_0.npz``, only while a part of several rows is being computed: its finished rows;
+- ``WORKDIR/RUN/claims``: who is computing what (:mod:`cnn_gp.claims`);
 - ``WORKDIR/RUN.h5``: a view of all parts as whole matrices, for everyone else. It is written last.
 
 A file is written under a temporary name, flushed to the disk and renamed: under its own name it is complete. A part
@@ -15,19 +18,24 @@ carries its run's fingerprint, so that a part of another run isn't taken for one
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
+from .claims import is_alive
+from .datasets import Dataset
 from .errors import UserError
 from .tiles import MATRICES, BlockRow, Part, Tiling
 
@@ -94,18 +102,23 @@ def software() -> dict[str, str]:
     }
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """
-    Make ``path`` with ``write(temporary path)`` so that it is there complete, or not at all.
+    Make a file so that it is there complete, or not at all.
 
+    :param write: writes the content to a file in memory. HDF5 crashes the process where its disk fills up, so it never
+        gets to see the disk; a plain write fails with an error.
     :raises UserError: where the file can't be written (a full disk, no permission); nothing is left behind.
     """
+    content = io.BytesIO()
+    write(content)
     # Not one of this process's threads may share the name with another process's.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -113,11 +126,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:
-        # h5py reports a failed write as either.
-        reason = " ".join(str(error).split())
+    except OSError as error:
         raise UserError(
-            f"{path} can't be written ({reason}): free some space or choose another place, then start again; "
+            f"{path} can't be written ({error}): free some space or choose another place, then start again; "
             "what was finished before is kept."
         ) from error
     finally:
@@ -139,15 +150,17 @@ class RunDirectory:
         self.folder = self.workdir / name
         self.view_path = self.workdir / f"{name}.h5"
         self._description_path = self.folder / "run.h5"
+        self._images_path = self.folder / "images.h5"
+        self.claims_folder = self.folder / "claims"
         self._description: Description | None = None
 
     # Stage 1 ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, description: Description, labels: dict[str, np.ndarray]) -> None:
+    def begin(self, description: Description, data: Dataset) -> None:
         """
         Begin the run, or go on with it.
 
-        :param labels: int64 arrays "Y" [N_train], "Yv" [N_vali] and "Yt" [N_test].
+        :param data: the images and labels that the description is of.
         :raises UserError: where another run lies in this place; it says what differs.
         """
         if self._description_path.exists():
@@ -159,12 +172,18 @@ class RunDirectory:
                 )
             return
 
-        def write(path: Path) -> None:
-            with h5py.File(path, "w") as file:
+        def write(content: BinaryIO) -> None:
+            with h5py.File(content, "w") as file:
                 file.attrs["description"] = description.to_json()
-                for name, values in labels.items():
-                    file[name] = np.asarray(values, np.int64)
+                for name, values in (("Y", data.Y), ("Yv", data.Yv), ("Yt", data.Yt)):
+                    file[name] = values
 
+        def write_images(content: BinaryIO) -> None:
+            with h5py.File(content, "w", libver="latest") as file:
+                for name, values in (("X", data.X), ("Xv", data.Xv), ("Xt", data.Xt)):
+                    file.create_dataset(name, data=values, chunks=True, fletcher32=True)
+
+        write_atomically(self._images_path, write_images)
         write_atomically(self._description_path, write)
 
     def write_part(
@@ -182,8 +201,9 @@ class RunDirectory:
             assert entries.shape == row.shape and variances.shape == (row.shape[0],)
             _refuse_non_finite(row, entries, variances)
 
-        def write(path: Path) -> None:
-            with h5py.File(path, "w") as file:
+        def write(content: BinaryIO) -> None:
+            # The latest format has checksums of HDF5's own structures too.
+            with h5py.File(content, "w", libver="latest") as file:
                 file.attrs["fingerprint"] = description.fingerprint
                 file.attrs["provenance"] = json.dumps(provenance or {})
                 for row, (entries, variances) in zip(part.rows, rows, strict=True):
@@ -193,12 +213,50 @@ class RunDirectory:
                     group.create_dataset("variances", data=variances, chunks=variances.shape, fletcher32=True)
 
         write_atomically(self._part_path(part), write)
+        for row in part.rows:
+            self._row_path(part, row).unlink(missing_ok=True)
 
-    def missing_parts(self) -> tuple[list[Part], dict[str, str]]:
-        """The parts still to be computed, and for those of which a file is there, why it doesn't count."""
+    def keep_row(self, part: Part, row: BlockRow, entries: np.ndarray, variances: np.ndarray) -> None:
+        """Put a finished row of an unfinished part aside, so that a kill loses only the row at work."""
+        _refuse_non_finite(row, entries, variances)
+        fingerprint = np.array(self.description().fingerprint)
+
+        def write(content: BinaryIO) -> None:
+            np.savez(content, entries=entries, variances=variances, fingerprint=fingerprint)
+
+        write_atomically(self._row_path(part, row), write)
+
+    def kept_row(self, part: Part, row: BlockRow) -> tuple[np.ndarray, np.ndarray] | None:
+        """What :meth:`keep_row` put aside; None where there is nothing, or nothing whole."""
+        try:
+            with np.load(self._row_path(part, row), allow_pickle=False) as file:
+                if str(file["fingerprint"]) != self.description().fingerprint or file["entries"].shape != row.shape:
+                    return None
+                return file["entries"], file["variances"]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def images(self) -> dict[str, np.ndarray]:
+        """The images of the rows of each matrix, in the run's precision: "Kxx" [N_train, D], "Kxvx", "Kxtx"."""
+        names = zip(MATRICES, ("X", "Xv", "Xt"), strict=True)
+        try:
+            with h5py.File(self._images_path, "r") as file:
+                return {matrix: file[name][()].astype(self.description().float_type) for matrix, name in names}
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{self._images_path} can't be read ({' '.join(str(error).split())}): delete {self.folder} and compute "
+                "the run again."
+            ) from error
+
+    def missing_parts(self, verify: bool = False) -> tuple[list[Part], dict[str, str]]:
+        """
+        The parts still to be computed, and for those of which a file is there, why it doesn't count.
+
+        :param verify: read every byte of the parts and check its checksum, not only each file's structure.
+        """
         missing, reasons = [], {}
         for part in self.description().tiling.parts():
-            reason = self._why_unusable(part)
+            reason = self._why_unusable(part, verify)
             if reason is not None:
                 missing.append(part)
                 if self._part_path(part).exists():
@@ -211,8 +269,8 @@ class RunDirectory:
         description = self.description()
         tiling = description.tiling
 
-        def write(path: Path) -> None:
-            with h5py.File(path, "w", libver="latest") as file:
+        def write(content: BinaryIO) -> None:
+            with h5py.File(content, "w", libver="latest") as file:
                 for matrix, height in tiling.heights.items():
                     whole = h5py.VirtualLayout((height, tiling.N_train), description.float_type)
                     variances = h5py.VirtualLayout((height,), description.float_type)
@@ -248,6 +306,22 @@ class RunDirectory:
         with self._open_description() as file:
             return {name: file[name][()] for name in ("Y", "Yv", "Yt")}
 
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of processes that are dead on this host."""
+        for path in self.folder.glob(".*.tmp"):
+            host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
+            here = pid.isdecimal() and host.endswith(f".{socket.gethostname()}")
+            if here and not is_alive(socket.gethostname(), int(pid)):
+                path.unlink(missing_ok=True)
+
+    def discard(self, name: str) -> None:
+        """Delete a part's file, which was found damaged."""
+        (self.folder / f"{name}.h5").unlink(missing_ok=True)
+
+    def is_done(self, part: Part) -> bool:
+        """Whether a part is on disk, whole and of this run."""
+        return self._why_unusable(part) is None
+
     def check_complete(self) -> None:
         """:raises UserError: where parts are missing or unusable; it lists them."""
         missing, reasons = self.missing_parts()
@@ -274,17 +348,18 @@ class RunDirectory:
         """The kernel's diagonal at the images of a matrix's rows: of Kxx the training images."""
         return np.concatenate([self._read(part, f"{row.start}/variances") for part, row in self._rows(matrix)])
 
-    def provenance(self) -> list[dict[str, Any]]:
-        """What was recorded with each part."""
+    def provenance(self, parts: Sequence[Part] | None = None) -> list[dict[str, Any]]:
+        """What was recorded with each part: engine, device, versions, host and "seconds"."""
         records = []
-        for part in self.description().tiling.parts():
+        for part in self.description().tiling.parts() if parts is None else parts:
             with h5py.File(self._part_path(part), "r") as file:
                 records.append(json.loads(file.attrs["provenance"]))
         return records
 
     def delete_parts(self) -> None:
-        """Delete the view, then the parts. The description and the labels stay."""
+        """Delete the view, then the parts and the images. The description and the labels stay."""
         self.view_path.unlink(missing_ok=True)
+        self._images_path.unlink(missing_ok=True)
         for part in self.description().tiling.parts():
             self._part_path(part).unlink(missing_ok=True)
 
@@ -292,6 +367,9 @@ class RunDirectory:
 
     def _part_path(self, part: Part) -> Path:
         return self.folder / f"{part.name}.h5"
+
+    def _row_path(self, part: Part, row: BlockRow) -> Path:
+        return self.folder / f"{part.name}.row_{row.start}.npz"
 
     def _rows(self, matrix: str) -> Iterator[tuple[Part, BlockRow]]:
         for part in self.description().tiling.parts():
@@ -313,14 +391,17 @@ class RunDirectory:
                 f"{self._description_path} can't be read ({error}): delete {self.folder} and compute the run again."
             ) from error
 
-    def _why_unusable(self, part: Part) -> str | None:
+    def _why_unusable(self, part: Part, verify: bool = False) -> str | None:
         try:
             with h5py.File(self._part_path(part), "r") as file:
                 if file.attrs.get("fingerprint") != self.description().fingerprint:
                     return "it belongs to another run"
                 for row in part.rows:
-                    if file[f"{row.start}/entries"].shape != row.shape:
+                    entries, variances = file[f"{row.start}/entries"], file[f"{row.start}/variances"]
+                    if (entries.shape, variances.shape) != (row.shape, row.shape[:1]):
                         return "its shape is wrong"
+                    if verify and not (np.isfinite(entries[()]).all() and np.isfinite(variances[()]).all()):
+                        return "it holds a number that isn't finite"
         except FileNotFoundError:
             return "it isn't there"
         except (OSError, KeyError, RuntimeError):
@@ -366,11 +447,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
+class NonFiniteError(UserError):
+    """An entry to be committed isn't finite: in row ``row`` and column ``column`` of ``matrix``."""
+
+    def __init__(self, matrix: str, row: int, column: int, where: str = "") -> None:
+        self.matrix, self.row, self.column = matrix, row, column
+        super().__init__(
+            f"{matrix} has a non-finite entry at row {row}, column {column}{where}; nothing of this row of blocks was "
+            "written: look at these images, or take --float_type=float64."
+        )
+
+
 def _refuse_non_finite(row: BlockRow, entries: np.ndarray, variances: np.ndarray) -> None:
     bad = np.argwhere(~np.isfinite(entries))
     if len(bad) or not np.isfinite(variances).all():
         i, j = bad[0] if len(bad) else (int(np.argmin(np.isfinite(variances))),) * 2
-        raise UserError(
-            f"{row.matrix} has a non-finite entry at row {row.start + i}, column {row.first_column + j}; nothing of "
-            "this part was written: look at these images, or take --float_type=float64."
-        )
+        raise NonFiniteError(row.matrix, row.start + int(i), row.first_column + int(j))

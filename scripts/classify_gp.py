@@ -112,7 +112,7 @@ def _classify(run: RunDirectory, N_train: int, N_vali: int, N_test: int) -> dict
 
 
 def _who(provenance: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, str(value)) for key, value in provenance.items() if key != "seconds"))
+    return tuple(sorted((key, str(value)) for key, value in provenance.items() if key not in ("seconds", "pid")))
 
 
 def _size(name: str, asked: int | None, default: int, largest: int) -> int:

@@ -3,17 +3,24 @@ Stage 1: compute a kernel's matrices over a data set, block by block, into a wor
 
     python scripts/save_kernels.py --dataset=digits --model=resnet_gp --path=runs
 
-Started again with the same flags it does only what is missing.
+Started again with the same flags it does only what is missing. Any number of these programs can work in one directory.
 """
+
+import functools
+import uuid
+from concurrent.futures import Executor
+from pathlib import Path
 
 from absl import flags
 
 from cnn_gp import cli, datasets
 from cnn_gp.architectures import MODELS, build_kernel, run_name
-from cnn_gp.compute import compute_run, describe_run
-from cnn_gp.engines import ENGINES, make_engine
+from cnn_gp.claims import TIMEOUT
+from cnn_gp.compute import compute_run, describe_run, status
+from cnn_gp.engines import ENGINES
 from cnn_gp.errors import UserError
 from cnn_gp.store import RunDirectory
+from cnn_gp.worker import Job
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
@@ -36,10 +43,20 @@ flags.DEFINE_integer("n_max", 200, "Images on a side of a stored block, and of a
 flags.DEFINE_integer("n_gpus", 0, "GPUs to use; 0 means the CPU.")
 flags.DEFINE_enum("engine", "auto", ENGINES, "How entries are computed.")
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision of the kernel's entries.")
+flags.DEFINE_string("shard", "1/1", "i/n, of a job array on a shared file system: which parts to try first.")
+flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers compute in place of this machine.")
+flags.DEFINE_float("claim_timeout", TIMEOUT, "Seconds without a sign of life after which another's part is taken over.")
+flags.DEFINE_bool("status", False, "Only say what is done, missing and at work (--path, and --model or --run_name).")
+flags.DEFINE_bool("verify", False, "Check every byte of the parts that are there, not only their structure.")
 
 
 def main() -> None:
     """Parse the flags, say what will be done, do it."""
+    run = RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
+    if FLAGS.status:
+        print(status(run, FLAGS.verify))
+        return
+    shard = _shard(FLAGS.shard)
     overrides = {name: FLAGS[name].value for name in ("var_weight", "var_bias", "multiply_by_sqrt2")}
     given = [f"--{name}" for name, value in overrides.items() if value is not None]
     if given and FLAGS.run_name is None:
@@ -48,24 +65,21 @@ def main() -> None:
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **sizes)
 
     with cli.without_startup_messages():
-        from cnn_gp.engines.tensorflow import configure
+        from cnn_gp.engines.tensorflow import configure, worker_engine
 
-        n_gpus_seen = configure(FLAGS.n_gpus)
-    kernel = build_kernel(
-        FLAGS.model,
-        data.image_shape,
-        seed=FLAGS.seed,
-        allow_skip=FLAGS.allow_skip,
-        skip_rule=FLAGS.skip_rule,
-        depth=FLAGS.depth,
-        n_blocks=FLAGS.n_blocks,
-        **overrides,
-    )
-    run = RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
+        # Several GPUs get a process each, and this one only hands out the work.
+        n_gpus_seen = configure(FLAGS.n_gpus, use=FLAGS.n_gpus <= 1 and FLAGS.scheduler is None)
+        model_arguments = {
+            "model": FLAGS.model,
+            "input_shape": data.image_shape,
+            **{name: FLAGS[name].value for name in ("seed", "allow_skip", "skip_rule", "depth", "n_blocks")},
+            **overrides,
+        }
+        kernel = build_kernel(**model_arguments)
     description = describe_run(kernel, FLAGS.model, data, FLAGS.n_max, FLAGS.float_type)
     tiling = description.tiling
-    run.begin(description, {"Y": data.Y, "Yv": data.Yv, "Yt": data.Yt})
-    missing, unusable = run.missing_parts()
+    run.begin(description, data)
+    missing, unusable = run.missing_parts(FLAGS.verify)
     parts = tiling.parts()
     print(
         f"{run.name} on {data.name}: {data.sizes[0]:,} training, {data.sizes[1]:,} validation and {data.sizes[2]:,} "
@@ -78,8 +92,50 @@ def main() -> None:
         print(f"{len(parts) - len(missing)} of {len(parts)} parts are there already.")
     if FLAGS.n_gpus == 0 and n_gpus_seen:
         print(f"TensorFlow sees {n_gpus_seen} GPUs, but the CPU is used: give --n_gpus={n_gpus_seen} to use them.")
-    compute_run(run, make_engine(FLAGS.engine, kernel, n_gpus=FLAGS.n_gpus, n_max=FLAGS.n_max), data)
-    print(f"{run.name} is complete: {run.view_path}")
+    for name in unusable:
+        run.discard(name)
+    engine = functools.partial(worker_engine, model_arguments=model_arguments, engine=FLAGS.engine, n_max=FLAGS.n_max)
+    job = Job(str(Path(FLAGS.path).absolute()), run.name, engine, FLAGS.claim_timeout)
+    devices = [f"gpu:{i}" for i in range(FLAGS.n_gpus)] or ["cpu"]
+    cluster = None if FLAGS.scheduler is None else _cluster(FLAGS.scheduler, run)
+    if compute_run(job, devices, shard=shard, cluster=cluster):
+        print(f"{run.name} is complete: {run.view_path}")
+    else:
+        print(f"Shard {FLAGS.shard} of {run.name} is done; others are at work on the rest.")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise UserError(f"--shard is {text!r}; expected i/n with i from 1 to n: --shard=1/4 to --shard=4/4.")
+    return int(i), int(n)
+
+
+def _cluster(address: str, run: RunDirectory) -> tuple[Executor, int]:
+    """A Dask cluster's executor and number of workers, which must see the run's directory."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UserError("--scheduler needs Dask: install the package with its [cluster] extra.") from error
+    try:
+        client = Client(address, timeout="20s")
+    except (OSError, ValueError) as error:
+        raise UserError(f"There is no Dask scheduler at {address} ({error}): check --scheduler.") from error
+    probe = run.folder.absolute() / f".probe.{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        seen = client.run(probe.exists)
+    finally:
+        probe.unlink()
+    if not seen:
+        raise UserError(f"The Dask scheduler at {address} has no workers; start some with `dask worker {address}`.")
+    blind = [worker for worker, sees in seen.items() if not sees]
+    if blind:
+        raise UserError(
+            f"{len(blind)} of {len(seen)} Dask workers, {blind[0]} first, don't see {run.folder}: "
+            "expected a file system that all workers share; give such a --path."
+        )
+    return client.get_executor(), len(seen)
 
 
 if __name__ == "__main__":

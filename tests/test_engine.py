@@ -40,6 +40,7 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     from cnn_gp.compute import compute_run, describe_run
     from cnn_gp.solve import read_gram
     from cnn_gp.store import RunDirectory
+    from cnn_gp.worker import Job
 
     data = datasets.load("digits", N_train=210, N_vali=20, N_test=20)
     kernel = KERNELS[name]
@@ -47,8 +48,8 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     matrices = []
     for n_max in (7, 64, 200):
         run = RunDirectory(tmp_path, f"n{n_max}")
-        run.begin(describe_run(kernel, "random", data, n_max, "float32"), {"Y": data.Y, "Yv": data.Yv, "Yt": data.Yt})
-        compute_run(run, engine, data)
+        run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
+        compute_run(Job(str(tmp_path), run.name, lambda device: engine))
         K = read_gram(run, 210)
         np.testing.assert_array_equal(np.diag(K), run.read_variances("Kxx"))
         np.testing.assert_array_equal(K, K.T)

@@ -6,10 +6,9 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from small_runs import NumpyEngine, begin, complete, make_data, make_description
+from small_runs import NumpyEngine, begin, complete, compute, make_data, make_description
 
 from cnn_gp import store
-from cnn_gp.compute import compute_run
 from cnn_gp.errors import UserError
 from cnn_gp.store import Description, RunDirectory
 
@@ -69,14 +68,14 @@ def test_rows_read_back_are_the_engines(tmp_path):
 def test_resuming_computes_only_what_is_missing(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
-    before = {path: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in run.folder.glob("*.h5")}
     lost = run.folder / "Kxvx_0001.h5"
     lost.unlink()
     engine = NumpyEngine()
-    compute_run(run, engine, data)
+    compute(run, engine)
     assert engine.calls == 1
-    assert [path for path in run.folder.iterdir() if path.stat().st_mtime_ns != before[path]] == [lost]
-    compute_run(run, engine, data)
+    assert [path for path in before if path.stat().st_mtime_ns != before[path]] == [lost]
+    compute(run, engine)
     assert engine.calls == 1
 
 
@@ -102,7 +101,7 @@ def test_a_damaged_part_is_named_refused_and_computed_again(tmp_path, damage):
     with pytest.raises(UserError, match=r"incomplete: 1 of 9 parts are missing: Kxx_0002 \(it"):
         run.check_complete()
     engine = NumpyEngine()
-    compute_run(run, engine, data)
+    compute(run, engine)
     assert engine.calls == 2
     run.check_complete()
 
@@ -139,7 +138,7 @@ def test_no_view_while_parts_are_missing_after_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         complete(tmp_path, data, Dying())
     run = RunDirectory(tmp_path, "small")
-    assert len(run.missing_parts()[0]) == 7
+    assert len(run.missing_parts()[0]) == 6
     assert not run.view_path.exists()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -159,10 +158,10 @@ def test_no_view_while_parts_are_missing_after_an_interruption(tmp_path):
 def test_another_run_in_the_same_place_is_refused_with_both_values(tmp_path, changes, said):
     data = make_data()
     run = complete(tmp_path, data)
-    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+    before = {path: path.read_bytes() for path in run.folder.glob("*.*")}
     with pytest.raises(UserError, match=said):
         begin(tmp_path, data, **changes)
-    assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in run.folder.glob("*.*")} == before
 
 
 def test_a_non_finite_entry_is_never_committed(tmp_path):
@@ -174,10 +173,13 @@ def test_a_non_finite_entry_is_never_committed(tmp_path):
             return K
 
     data = make_data()
-    with pytest.raises(UserError, match=r"Kxx has a non-finite entry at row 6, column 12; nothing of this part"):
+    said = r"Kxx has a non-finite entry at row 1, column 7, first in layers\[1\] \(ExReLU\); nothing of"
+    with pytest.raises(UserError, match=said):
         complete(tmp_path, data, Broken())
     run = RunDirectory(tmp_path, "small")
-    assert sorted(path.name for path in run.folder.iterdir()) == ["Kxx_0000.h5", "run.h5"]
+    assert sorted(path.name for path in run.folder.glob("*.*")) == [
+        *("Kxtx_0000.h5", "Kxvx_0000.h5", "images.h5", "run.h5")
+    ]
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
@@ -194,9 +196,9 @@ def test_a_write_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch,
 
     monkeypatch.setattr(store.os, function, fails_once)
     with pytest.raises(UserError, match=r"can't be written .*No space left.*what was finished before is kept"):
-        compute_run(run, NumpyEngine(), data)
+        compute(run)
     assert not list(tmp_path.rglob(".*"))
-    compute_run(run, NumpyEngine(), data)
+    compute(run)
     run.check_complete()
 
 
@@ -216,7 +218,7 @@ def test_delete_parts_keeps_the_description(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
     run.delete_parts()
-    assert [path.name for path in run.folder.iterdir()] == ["run.h5"]
+    assert [path.name for path in run.folder.glob("*.*")] == ["run.h5"]
     assert not run.view_path.exists()
     assert RunDirectory(tmp_path, "small").description() == make_description(data)
 

@@ -32,6 +32,9 @@ class Engine(Protocol):
     def diag(self, X: np.ndarray) -> np.ndarray:
         """The variances of the images, [N]."""
 
+    def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
+        """For an error message: the layer in which the kernel of two images [D] first isn't finite."""
+
 
 def make_engine(name: str, kernel: "NNGPKernel", *, n_gpus: int = 0, n_max: int = 200) -> Engine:
     """The engine of a name, for a kernel. :param n_max: the largest block given to a GPU at a time."""

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,21 +22,23 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..kernels import NNGPKernel
-    from . import Progress
+    from . import Engine, Progress
 
 #: Images on a side of a tile on the CPU: found by benchmarks/kernel_entries.py's sweep.
 CPU_TILE = 16
 
 
-def configure(n_gpus: int) -> int:
+def configure(n_gpus: int, use: bool = True) -> int:
     """
     Set TensorFlow up for a process that does nothing but compute kernels. To be called before TensorFlow's first use.
 
     On the CPU an operation gets one thread, since the engine runs a tile per core. GPU memory grows as it is used.
 
+    :param use: False: check that there are so many, but leave them to other processes.
     :return: the number of GPUs that TensorFlow sees, whether they are used or not.
     :raises UserError: where there are fewer than asked for.
     """
+    global _configured
     if n_gpus < 0:
         raise UserError(f"--n_gpus is {n_gpus}; expected 0 (the CPU) or the number of GPUs.")
     gpus = tf.config.list_physical_devices("GPU")
@@ -45,15 +47,42 @@ def configure(n_gpus: int) -> int:
             f"--n_gpus is {n_gpus}, but TensorFlow sees {len(gpus)} GPUs: lower it, or install the package with "
             "its [gpu] extra and check that nvidia-smi lists them."
         )
-    tf.config.set_visible_devices(gpus[:n_gpus], "GPU")
-    for gpu in gpus[:n_gpus]:
+    used = gpus[:n_gpus] if use else []
+    tf.config.set_visible_devices(used, "GPU")
+    for gpu in used:
         tf.config.experimental.set_memory_growth(gpu, True)
-    if n_gpus == 0:
+    if not used:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(n_cores())
         # The CPU device is initialised here, so that what TensorFlow has to say is said now.
         tf.config.list_logical_devices()
+    _configured = True
     return len(gpus)
+
+
+def worker_engine(device: str, *, model_arguments: dict[str, Any], engine: str = "auto", n_max: int = 200) -> "Engine":
+    """
+    In a worker: the engine of a named kernel on a device.
+
+    :param device: "cpu", "gpu:i" (a process that sees that GPU only), or "cluster": a GPU where there is one.
+    :param model_arguments: of :func:`cnn_gp.architectures.build_kernel`.
+    """
+    from ..architectures import build_kernel
+    from . import make_engine
+
+    n_gpus = len(tf.config.list_physical_devices("GPU")) if device == "cluster" else int(device.startswith("gpu"))
+    # Unless this is the main process, which has done it for the same device.
+    if not configured():
+        configure(min(n_gpus, 1))
+    return make_engine(engine, build_kernel(**model_arguments), n_gpus=min(n_gpus, 1), n_max=n_max)
+
+
+_configured = False
+
+
+def configured() -> bool:
+    """Whether :func:`configure` was called in this process."""
+    return _configured
 
 
 def n_cores() -> int:
@@ -77,6 +106,7 @@ class TensorFlowEngine:
         # TF32 would silently round float32 products to 10 bits on recent GPUs.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         lanes = [f"/GPU:{i}" for i in range(n_gpus)] or ["/CPU:0"] * n_cores()
+        self._kernel = kernel
         self._tile = tile or (n_max if n_gpus else CPU_TILE)
         self._lanes: queue.SimpleQueue[str] = queue.SimpleQueue()
         for lane in lanes:
@@ -121,6 +151,10 @@ class TensorFlowEngine:
 
         self._each(compute, ((i, i) for i in range(0, len(X), self._tile)))
         return result
+
+    def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
+        """For an error message: the layer in which the kernel of two images [D] first isn't finite."""
+        return self._kernel.first_non_finite(x[None], x2[None]) or "the compiled program only"
 
     def _tiles(self, n: int, m: int, symmetric: bool) -> Iterator[tuple[int, int]]:
         for i in range(0, n, self._tile):
