@@ -39,7 +39,14 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22"],
         "figures": ["matplotlib>=3.9,<4"],
         "cluster": ["dask[distributed]>=2025.1", "dask-jobqueue>=0.9"],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.12,<1", "mypy>=1.14,<3"],
+        "test": [
+            "dask[distributed]>=2025.1",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.12,<1",
+            "mypy>=1.14,<3",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: BSD License",

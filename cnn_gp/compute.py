@@ -109,6 +109,7 @@ def compute_run(
     missing, _ = run.missing_parts()
     if not missing:
         run.write_view()
+        run.forget_claims()
     return not missing
 
 

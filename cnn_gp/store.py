@@ -314,6 +314,11 @@ class RunDirectory:
             if here and not is_alive(socket.gethostname(), int(pid)):
                 path.unlink(missing_ok=True)
 
+    def forget_claims(self) -> None:
+        """Remove what claims are left of a complete run: of a process killed just after its part was on disk."""
+        for path in self.claims_folder.glob("*.claim"):
+            path.unlink(missing_ok=True)
+
     def discard(self, name: str) -> None:
         """Delete a part's file, which was found damaged."""
         (self.folder / f"{name}.h5").unlink(missing_ok=True)
@@ -362,6 +367,8 @@ class RunDirectory:
         self._images_path.unlink(missing_ok=True)
         for part in self.description().tiling.parts():
             self._part_path(part).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.claims_folder.rmdir()
 
     # -----------------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import GOLDEN
 
 from cnn_gp import DeepKernel, ExErf, ExReLU, ResnetKernel, build_kernel, gram
+from cnn_gp.engines import make_engine
 from cnn_gp.errors import UserError
 
 RELU = ExReLU(multiply_by_sqrt2=True)
@@ -76,9 +77,14 @@ def test_stage_two_imports_scipy_and_not_tensorflow():
 def test_the_gram_matrix_has_the_diagonal_and_one_triangle_mirrored(strokes):
     kernel = ResnetKernel([1, 28, 28], [1, 1], [1, 2], 3, ExReLU(), 1.0, 0.0)
     X = np.concatenate([strokes, strokes[::-1]]).astype(np.float32)
-    K = gram(kernel, X)
+    engine = make_engine("tensorflow", kernel)
+    K = gram(kernel, X, engine=engine)
     np.testing.assert_array_equal(K, K.T)
+    np.testing.assert_array_equal(np.diag(K), engine.diag(X))
     np.testing.assert_allclose(np.diag(K), kernel.K_diag(X), rtol=1e-6)
+    eager = kernel.K(X).numpy()
+    np.testing.assert_array_equal(eager, eager.T)
+    np.testing.assert_array_equal(np.diag(eager), kernel.K_diag(X))
 
 
 def test_kernels_that_reach_1e30_do_not_overflow_float32():

@@ -90,6 +90,30 @@ def test_descriptions_are_json_and_tell_layers_apart(layer, other):
     assert other is None or json.dumps(other.describe()) != text
 
 
+# For each argument of a layer's constructor: another value than its default (a filter size's is 3 here).
+OTHERS = {
+    "filter_size": 4,
+    "stride": 2,
+    "padding": "VALID",
+    "var_weight": 1.4,
+    "var_bias": 0.2,
+    "divide_by_patch": True,
+    "exponent": 0,
+    "multiply_by_sqrt2": True,
+}
+
+
+def constructor_arguments(cls):
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL and p.name != "name"]
+
+
+@pytest.mark.parametrize(("cls", "argument"), [(cls, a) for cls in CASES for a in constructor_arguments(cls)])
+def test_each_hyperparameter_is_in_the_description(cls, argument):
+    given = {"filter_size": 3} if cls is Conv else {}
+    assert cls(**given).describe() != cls(**{**given, argument: OTHERS[argument]}).describe()
+
+
 def loop_windows(x, size, stride, padding):
     """Sums over windows of the leading axes, with loops."""
     rank = len(size)

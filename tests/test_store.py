@@ -202,6 +202,36 @@ def test_a_write_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch,
     run.check_complete()
 
 
+def test_a_close_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch):
+    data = make_data()
+    run = begin(tmp_path, data)
+    real, calls = open, []
+
+    def opens(path, *arguments):
+        file = real(path, *arguments)
+        calls.append(path)
+        if len(calls) != 3:
+            return file
+
+        class Closing:
+            def __enter__(self):
+                return file
+
+            def __exit__(self, *error):
+                file.close()
+                raise OSError(5, "Input/output error")
+
+        return Closing()
+
+    monkeypatch.setattr(store, "open", opens, raising=False)
+    with pytest.raises(UserError, match=r"can't be written .*Input/output error"):
+        compute(run)
+    assert not list(tmp_path.rglob(".*"))
+    assert len(list(run.folder.glob("K*"))) == 2
+    compute(run)
+    run.check_complete()
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="can't be written"):

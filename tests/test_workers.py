@@ -420,3 +420,79 @@ def test_interrupted_by_signals_says_what_is_kept(tmp_path):
         assert error.strip().splitlines()[-1].startswith("stopped: what was finished is kept; start again")
         assert "Traceback" not in error
         assert list(folder.glob("claims/*")) == []
+
+
+# With the real engine -------------------------------------------------------------------------------------------------
+
+REAL = ["--dataset=digits", "--N_train=90", "--N_vali=20", "--N_test=20", "--n_max=6", "--model=convnet_gp"]
+
+
+def real(path, **options):
+    command = [sys.executable, str(ROOT / "scripts" / "save_kernels.py"), *REAL, f"--path={path}"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+
+
+def real_matrices(path):
+    return {
+        (file.name, name): values
+        for file in sorted(Path(path, "convnet_gp").glob("K*.h5"))
+        for name, values in _arrays(file).items()
+    }
+
+
+def _arrays(file):
+    with h5py.File(file) as part:
+        return {f"{row}/{kind}": part[row][kind][()].tobytes() for row in part for kind in part[row]}
+
+
+@pytest.mark.faults
+def test_the_real_engine_killed_at_three_random_moments_is_byte_equal(tmp_path):
+    assert real(tmp_path / "whole").wait() == 0
+    moments = random.Random(1)
+    for i in range(3):
+        path = tmp_path / str(i)
+        process = real(path)
+        while not list(path.glob("convnet_gp/K*.h5")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        finished = {file: file.stat().st_mtime_ns for file in path.glob("convnet_gp/K*.h5")}
+        assert finished
+        assert real(path).wait() == 0
+        assert {file: file.stat().st_mtime_ns for file in finished} == finished
+        assert real_matrices(path) == real_matrices(tmp_path / "whole")
+
+
+def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
+    """What --n_gpus=2 does, with the CPU in the places of the GPUs."""
+    from cnn_gp import build_kernel, load
+    from cnn_gp.compute import describe_run
+    from cnn_gp.engines.tensorflow import worker_engine
+
+    data = load("digits", N_train=90, N_vali=20, N_test=20)
+    arguments = {"model": "convnet_gp", "input_shape": data.image_shape}
+    run = RunDirectory(tmp_path / "two", "convnet_gp")
+    run.begin(describe_run(build_kernel(**arguments), "convnet_gp", data, 6, "float32"), data)
+    engine = functools.partial(worker_engine, model_arguments=arguments)
+    assert compute_run(Job(str(run.workdir), run.name, engine), ["cpu", "cpu"])
+    assert real(tmp_path / "one").wait() == 0
+    assert real_matrices(tmp_path / "one") == real_matrices(tmp_path / "two")
+    assert len({record["pid"] for record in run.provenance()} - {os.getpid()}) == 2
+
+
+def test_a_worker_process_sees_its_own_gpu_only():
+    program = (
+        "import os, sys; from cnn_gp.worker import enter_process; enter_process(sys.argv[1]);"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    for given, device, expected in (
+        (None, "gpu:1", "1"),
+        ("3,5", "gpu:1", "5"),
+        ("GPU-a,GPU-b", "gpu:0", "GPU-a"),
+        ("3,5", "cpu", "-1"),
+    ):
+        environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        environment.update({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
+        command = [sys.executable, "-c", program, device]
+        assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip() == expected

@@ -7,12 +7,12 @@ so that the maps of a tile's pairs stay in the cache between one operation and t
 tiles on a single thread, which scales better than many threads in each operation.
 """
 
+import contextlib
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +73,9 @@ def worker_engine(device: str, *, model_arguments: dict[str, Any], engine: str =
     n_gpus = len(tf.config.list_physical_devices("GPU")) if device == "cluster" else int(device.startswith("gpu"))
     # Unless this is the main process, which has done it for the same device.
     if not configured():
-        configure(min(n_gpus, 1))
+        # Where TensorFlow was in use before, as in a notebook, its settings stay.
+        with contextlib.suppress(RuntimeError):
+            configure(min(n_gpus, 1))
     return make_engine(engine, build_kernel(**model_arguments), n_gpus=min(n_gpus, 1), n_max=n_max)
 
 
@@ -176,7 +178,7 @@ class TensorFlowEngine:
                 self._compiled.add(key)
                 return result
 
-    @contextmanager
+    @contextlib.contextmanager
     def _lane(self) -> Iterator[str]:
         device = self._lanes.get()
         try:
