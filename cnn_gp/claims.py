@@ -50,22 +50,16 @@ class Claims:
 
     def take(self, name: str) -> bool:
         """Claim a part; False where another process is at work on it."""
-        path = self._path(name)
-        for _ in range(3):
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                owner = self._owner(name)
-                if owner is not None and not self._abandoned(path, owner):
-                    return False
-                self._remove_abandoned(name, owner)
-                continue
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(self._me))
-            with self._lock:
-                self._held.add(name)
-            return True
-        return False
+        if not self._create(name):
+            owner = self._owner(name)
+            if owner is not None and not self._abandoned(name, owner):
+                return False
+            self._remove_abandoned(name)
+            if not self._create(name):
+                return False
+        with self._lock:
+            self._held.add(name)
+        return True
 
     def release(self, name: str) -> None:
         """Give a claim back, unless another process took it over meanwhile."""
@@ -86,6 +80,15 @@ class Claims:
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.claim"
 
+    def _create(self, name: str) -> bool:
+        try:
+            handle = os.open(self._path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(self._me))
+        return True
+
     def _owner(self, name: str) -> dict[str, Any] | None:
         """Who holds a claim: None where there is none, {} where it is being written, or was cut short."""
         try:
@@ -95,13 +98,16 @@ class Claims:
         except (OSError, ValueError):
             return {}
 
-    def _abandoned(self, path: Path, owner: dict[str, Any]) -> bool:
+    def _abandoned(self, name: str, owner: dict[str, Any]) -> bool:
         if owner.get("host") == self._me["host"] and owner.get("started") != _started(owner["pid"]):
             return True
+        return self._older_than_timeout(self._path(name))
+
+    def _older_than_timeout(self, path: Path) -> bool:
         try:
             return self._now() - path.stat().st_mtime > self._timeout
         except FileNotFoundError:
-            return True
+            return False
 
     def _now(self) -> float:
         """The file system's time: the clocks of two hosts can differ by more than the timeout."""
@@ -115,23 +121,26 @@ class Claims:
             with contextlib.suppress(OSError):
                 probe.unlink()
 
-    def _remove_abandoned(self, name: str, owner: dict[str, Any] | None) -> None:
+    def _remove_abandoned(self, name: str) -> None:
         """
-        Remove an abandoned claim, so that of several processes that try at once only one does.
+        Remove a claim if it is abandoned, at a time when no other process does.
 
-        Renaming has one winner. If between our look and our renaming another process took the claim over, what we hold
-        now is that process's: it is put back.
+        A process that looked earlier would otherwise remove the claim of one that has just taken over.
         """
-        aside = self._folder / f".{name}.{uuid.uuid4().hex}.abandoned"
+        guard = self._folder / f"{name}.takeover"
         try:
-            self._path(name).rename(aside)
-        except FileNotFoundError:
+            os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            # Somebody else is at it, or died at it.
+            if self._older_than_timeout(guard):
+                guard.unlink(missing_ok=True)
             return
-        with contextlib.suppress(OSError, ValueError):
-            if owner is not None and json.loads(aside.read_text()).get("token") != owner.get("token"):
-                os.link(aside, self._path(name))
-        with contextlib.suppress(OSError):
-            aside.unlink()
+        try:
+            owner = self._owner(name)
+            if owner is not None and self._abandoned(name, owner):
+                self._path(name).unlink(missing_ok=True)
+        finally:
+            guard.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while True:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .architectures import PAPER_ERRORS
+from .atomic import write_atomically
 from .errors import UserError
-from .store import write_atomically
 
 #: What decides a result, besides the run's fingerprint: another one isn't written over it unasked.
 _SETTINGS = ("fingerprint", "N_train", "N_vali", "N_test", "jitter_asked")

@@ -18,14 +18,13 @@ carries its run's fingerprint, so that a part of another run isn't taken for one
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import platform
 import socket
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
+from .atomic import write_atomically
 from .claims import is_alive
 from .datasets import Dataset
 from .errors import UserError
@@ -100,40 +100,6 @@ def software() -> dict[str, str]:
         "host": socket.gethostname(),
         "machine": platform.machine(),
     }
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """
-    Make a file so that it is there complete, or not at all.
-
-    :param write: writes the content to a file in memory. HDF5 crashes the process where its disk fills up, so it never
-        gets to see the disk; a plain write fails with an error.
-    :raises UserError: where the file can't be written (a full disk, no permission); nothing is left behind.
-    """
-    content = io.BytesIO()
-    write(content)
-    # Not one of this process's threads may share the name with another process's.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error}): free some space or choose another place, then start again; "
-            "what was finished before is kept."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 class RunDirectory:
@@ -316,7 +282,7 @@ class RunDirectory:
 
     def forget_claims(self) -> None:
         """Remove what claims are left of a complete run: of a process killed just after its part was on disk."""
-        for path in self.claims_folder.glob("*.claim"):
+        for path in self.claims_folder.glob("*"):
             path.unlink(missing_ok=True)
 
     def discard(self, name: str) -> None:
@@ -458,11 +424,15 @@ class NonFiniteError(UserError):
     """An entry to be committed isn't finite: in row ``row`` and column ``column`` of ``matrix``."""
 
     def __init__(self, matrix: str, row: int, column: int, where: str = "") -> None:
-        self.matrix, self.row, self.column = matrix, row, column
+        self.matrix, self.row, self.column, self._where = matrix, row, column, where
         super().__init__(
             f"{matrix} has a non-finite entry at row {row}, column {column}{where}; nothing of this row of blocks was "
             "written: look at these images, or take --float_type=float64."
         )
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, int, str]]:
+        # It comes back from worker processes; an exception would be made anew from its message.
+        return type(self), (self.matrix, self.row, self.column, self._where)
 
 
 def _refuse_non_finite(row: BlockRow, entries: np.ndarray, variances: np.ndarray) -> None:

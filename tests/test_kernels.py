@@ -6,7 +6,7 @@ import pytest
 import reference
 import tensorflow as tf
 
-from cnn_gp import Conv, DeepKernel, Dense, ExErf, ExReLU, NNGPKernel, ResnetKernel, Sequential
+from cnn_gp import Conv, DeepKernel, Dense, ExErf, ExReLU, NNGPKernel, ResnetKernel, Sequential, Sum
 from cnn_gp.errors import ShrunkMapError, UserError
 
 SQRT2 = {"multiply_by_sqrt2": True}
@@ -246,3 +246,13 @@ def test_bad_arguments_are_refused_in_one_line(make, said):
 def test_a_network_that_shrinks_below_a_pixel_has_no_kernel():
     with pytest.raises(ShrunkMapError):
         DeepKernel([1, 6, 6], [3, 3, 3], ExReLU(), padding="VALID")
+
+
+def test_the_first_layer_that_is_not_finite_is_named():
+    skip = Sum(Sequential(), Sequential(ExReLU(), Conv(3, var_weight=1e30), ExReLU(), Conv(3, var_weight=1e30)))
+    kernel = NNGPKernel(Sequential(Conv(3), skip, Dense()), [1, 4, 4])
+    X = np.ones((2, 16), np.float32)
+    assert kernel.first_non_finite(X, X) == "layers[1].branches[1].layers[3] (Conv)"
+    assert kernel.first_non_finite(X.astype(np.float64), X.astype(np.float64)) is None
+    X[1, 3] = np.nan
+    assert kernel.first_non_finite(X, X) == "the images"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_runs import NumpyEngine, begin, complete, compute, make_data, make_description
 
-from cnn_gp import store
+from cnn_gp import atomic
 from cnn_gp.errors import UserError
 from cnn_gp.store import Description, RunDirectory
 
@@ -194,7 +194,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch,
             raise OSError(28, "No space left on device")
         return real(*args)
 
-    monkeypatch.setattr(store.os, function, fails_once)
+    monkeypatch.setattr(atomic.os, function, fails_once)
     with pytest.raises(UserError, match=r"can't be written .*No space left.*what was finished before is kept"):
         compute(run)
     assert not list(tmp_path.rglob(".*"))
@@ -223,7 +223,7 @@ def test_a_close_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch)
 
         return Closing()
 
-    monkeypatch.setattr(store, "open", opens, raising=False)
+    monkeypatch.setattr(atomic, "open", opens, raising=False)
     with pytest.raises(UserError, match=r"can't be written .*Input/output error"):
         compute(run)
     assert not list(tmp_path.rglob(".*"))
