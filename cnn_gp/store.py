@@ -136,7 +136,6 @@ class RunDirectory:
                     f"{self.folder} holds another run ({_differences(there, description)}): "
                     "choose another --path or --run_name, or delete it."
                 )
-            return
 
         def write(content: BinaryIO) -> None:
             with h5py.File(content, "w") as file:
@@ -149,8 +148,11 @@ class RunDirectory:
                 for name, values in (("X", data.X), ("Xv", data.Xv), ("Xt", data.Xt)):
                     file.create_dataset(name, data=values, chunks=True, fletcher32=True)
 
-        write_atomically(self._images_path, write_images)
-        write_atomically(self._description_path, write)
+        # The images are deleted with the tiles, and the description stays.
+        if not self._images_path.exists():
+            write_atomically(self._images_path, write_images)
+        if not self._description_path.exists():
+            write_atomically(self._description_path, write)
 
     def write_part(
         self, part: Part, rows: list[tuple[np.ndarray, np.ndarray]], provenance: dict[str, Any] | None = None

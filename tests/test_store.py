@@ -253,6 +253,14 @@ def test_delete_parts_keeps_the_description(tmp_path):
     assert RunDirectory(tmp_path, "small").description() == make_description(data)
 
 
+def test_a_run_whose_parts_were_deleted_can_be_computed_again(tmp_path):
+    data = make_data()
+    complete(tmp_path, data).delete_parts()
+    run = complete(tmp_path, data)
+    run.check_complete()
+    np.testing.assert_array_equal(run.read_variances("Kxx"), whole(data)["Kx_diag"])
+
+
 def test_the_fingerprint_depends_on_every_field():
     description = make_description(make_data())
     changed = [
