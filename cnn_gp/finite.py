@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from .errors import UserError
 from .kernels import checked_input_shape
-from .layers import ChannelMix, Conv, Dense, Layer, Nonlinearity, Positions, Sequential, Sum, Window
+from .layers import ChannelMix, Conv, Dense, Layer, Nonlinearity, Positions, Sequential, Sum
+from .windows import Window
 
 #: From so many input channels on, a convolution is a matrix product per filter offset: see :func:`_convolve`.
 _MANY_CHANNELS = 16

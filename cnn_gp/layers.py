@@ -29,12 +29,10 @@ from gpflow.base import Parameter
 from gpflow.utilities import positive
 
 from . import expectations
-from .errors import ShrunkMapError, UserError
+from .errors import UserError
+from .windows import PADDINGS, Window
 
 Positions = tuple[int, ...]
-
-#: How a convolution pads its input: as TensorFlow's "SAME", not at all, or as the ResNet of the paper.
-PADDINGS = ("SAME", "VALID", "FIXED")
 
 
 class State(NamedTuple):
@@ -167,7 +165,7 @@ class Conv(Layer):
         self.var_weight = variance_parameter(var_weight)
         self.var_bias = variance_parameter(var_bias)
 
-    def windows(self, positions: Positions) -> list["Window"]:
+    def windows(self, positions: Positions) -> list[Window]:
         """Per axis of the map, where each output pixel's patch begins and ends."""
         rank = len(positions)
         filters = _per_axis(self.filter_size, rank, "filter_size")
@@ -204,40 +202,6 @@ class Conv(Layer):
             "var_weight": float(self.var_weight.numpy()),
             "var_bias": float(self.var_bias.numpy()),
         }
-
-
-class Window(NamedTuple):
-    """A one-dimensional filter of ones over an axis of ``inputs`` pixels."""
-
-    inputs: int
-    outputs: int
-    size: int
-    stride: int
-    before: int
-    """Zeros padded before the first pixel."""
-
-    @classmethod
-    def of(cls, inputs: int, size: int, stride: int, padding: str) -> "Window":
-        """The window of TensorFlow's paddings "SAME" and "VALID", and of the ResNet's "FIXED"."""
-        if padding == "SAME":
-            outputs = -(-inputs // stride)
-            before = max((outputs - 1) * stride + size - inputs, 0) // 2
-        elif padding == "VALID":
-            outputs, before = (inputs - size) // stride + 1, 0
-        else:
-            outputs, before = (inputs - 1) // stride + 1, (size - 1) // 2
-        if outputs < 1:
-            raise ShrunkMapError(
-                f"The map shrinks below one pixel: a filter of {size} with padding {padding} on {inputs} pixels; "
-                "take fewer layers, smaller filters or strides, or padding SAME."
-            )
-        return cls(inputs, outputs, size, stride, before)
-
-    def band(self) -> np.ndarray:
-        """The filter as a banded matrix of zeros and ones [outputs, inputs], float64."""
-        first = np.arange(self.outputs)[:, None] * self.stride - self.before
-        pixel = np.arange(self.inputs)[None, :]
-        return ((pixel >= first) & (pixel < first + self.size)).astype(np.float64)
 
 
 def _affine(scale: "Parameter | tf.Tensor", covariance: tf.Tensor, bias: Parameter) -> tf.Tensor:

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from cnn_gp import layers
 from cnn_gp.errors import ShrunkMapError, UserError
-from cnn_gp.layers import ChannelMix, Conv, Dense, ExErf, ExReLU, Layer, Nonlinearity, Sequential, State, Sum, Window
+from cnn_gp.layers import ChannelMix, Conv, Dense, ExErf, ExReLU, Layer, Nonlinearity, Sequential, State, Sum
+from cnn_gp.windows import Window
 
 # For each layer: another one of other hyperparameters.
 CASES = {
