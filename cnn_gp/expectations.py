@@ -22,12 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-# sin t - t cos t = h^(3/2) P(h), with h = (1 - cos t) / 2 in [0, 1/2]: to 1.2e-7, ascending powers.
-_SIN_MINUS_T_COS = (2.66666634, 0.26671034, 0.0847650362, 0.047081452, -0.00285008014, 0.0482226592)
-# asin(a) = a Q(a^2), a^2 in [0, 1/4]: for the erf, whose slope at |x| = 1 asks for the narrower interval.
-_ASIN_QUARTER = (0.999999996, 0.166667901, 0.0749443476, 0.0455501852, 0.0238581703, 0.0426356407)
-# asin(a) = a Q(a^2), a^2 in [0, 1/2].
-_ASIN_HALF = (1.0000001, 0.166647643, 0.0755701798, 0.0383251216, 0.0628143416, -0.0583743892, 0.103156102)
+from .polynomials import ASIN_HALF, ASIN_QUARTER, SIN_MINUS_T_COS
 
 
 def _polynomial(coefficients: Sequence[float], x: tf.Tensor) -> tf.Tensor:
@@ -40,7 +35,7 @@ def _polynomial(coefficients: Sequence[float], x: tf.Tensor) -> tf.Tensor:
 def _asin_sqrt(h: tf.Tensor) -> tf.Tensor:
     """asin(sqrt(h)) for h in [0, 1/2]."""
     if h.dtype == tf.float32:
-        return tf.sqrt(h) * _polynomial(_ASIN_HALF, h)
+        return tf.sqrt(h) * _polynomial(ASIN_HALF, h)
     return tf.asin(tf.sqrt(h))
 
 
@@ -93,7 +88,7 @@ def _relu_value(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor
     s2, r2 = _deviations(var2)
     h = _half_gap(cross, r1, r2)
     if h.dtype == tf.float32:
-        sin_minus_t_cos = h * tf.sqrt(h) * _polynomial(_SIN_MINUS_T_COS, h)
+        sin_minus_t_cos = h * tf.sqrt(h) * _polynomial(SIN_MINUS_T_COS, h)
     else:
         sin_minus_t_cos = 2 * tf.sqrt(h * (1 - h)) - 2 * tf.asin(tf.sqrt(h)) * (1 - 2 * h)
     return 0.5 * tf.maximum(cross, 0) + (s1 * s2) * (sin_minus_t_cos * (0.5 / math.pi))
@@ -134,7 +129,7 @@ def _erf_value(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
     wide = a > 0.5
     w = tf.where(wide, 0.5 * (1 - a), a * a)
     root = tf.where(wide, tf.sqrt(w), a)
-    asin = root * _polynomial(_ASIN_QUARTER, w) if w.dtype == tf.float32 else tf.asin(root)
+    asin = root * _polynomial(ASIN_QUARTER, w) if w.dtype == tf.float32 else tf.asin(root)
     return (2 / math.pi) * tf.sign(x) * tf.where(wide, 0.5 * math.pi - 2 * asin, asin)
 
 

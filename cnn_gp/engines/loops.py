@@ -1,0 +1,353 @@
+"""
+The fused engine's machine code: an interpreter of programs over small blocks of pairs of images, in Numba.
+
+A block is ROWS images by WIDTH images; its pairs lie innermost, so that every step at a position is ROWS full vectors,
+and a map of all its pairs stays in the processor's own cache from the first layer to the last. A step goes through
+its map row by row: a row goes through the nonlinearity, its windows are summed along x into a ring of rows, the ring
+is summed along y, and what comes out goes through the next nonlinearity and is added to another map.
+
+The variances of images are the same program with an image in each lane in place of a pair, and they take the same
+operations in the same order: where two patches are identical, their covariance is their variance to the bit, which deep
+networks with erf nonlinearities need. On the way the deviations of every nonlinearity's inputs are kept.
+
+Arrays are flat, and places in them are counted in vectors or rows of them:
+
+- ``work`` [positions, ROWS, WIDTH]: the maps, and the buffers for a row and for a ring of rows.
+- ``across`` [deviations, 2, WIDTH]: of the WIDTH images, the factor s and the factor r of each position of each
+  nonlinearity: the deviation sqrt(v) and its reciprocal; for the erf the r of its own formula.
+- ``down`` [deviations, ROWS, 2]: the same of the ROWS images.
+
+Numba's cache looks at this file's age only: after a change in simd.py, touch this one.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from ..polynomials import ASIN_HALF, ASIN_QUARTER, SIN_MINUS_T_COS
+from .program import COLUMNS, FUNCTIONS, OPERATIONS
+from .simd import WIDTH, absolute, fma, get, larger, load, negative, smaller, splat, sqrt, store, where_less
+
+#: Images down the side of a block.
+ROWS = 8
+
+#: Pairs in a block; images in a block of variances.
+LANES = ROWS * WIDTH
+
+# The polynomials for Gaussian expectations, ready for the loops: the ReLU's in 1 - |rho| = 2 h, with the 1 / (2 pi).
+RELU = np.array([c * 2 ** (-1.5 - i) / (2 * math.pi) for i, c in enumerate(SIN_MINUS_T_COS)], np.float32)
+STEP = np.array([c / math.pi for c in ASIN_HALF], np.float32)
+ERF = np.array(ASIN_QUARTER, np.float32)
+
+_ZERO, _HALF, _ONE, _TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
+_TINY = np.finfo(np.float32).tiny
+_HALF_PI, _TWO_OVER_PI, _SQRT_TWO = (np.float32(x) for x in (math.pi / 2, 2 / math.pi, math.sqrt(2)))
+
+(_OPERATION, _TARGET, _SOURCE, _ADDEND, _ROWS_IN, _COLUMNS_IN, _ROWS_OUT, _COLUMNS_OUT, _SIZE_Y, _STRIDE_Y, _BEFORE_Y,
+ _SIZE_X, _STRIDE_X, _BEFORE_X, _FUNCTION_BEFORE, _DEVIATIONS_BEFORE, _FUNCTION_AFTER, _DEVIATIONS_AFTER) = range(
+    len(COLUMNS)
+)  # fmt: skip
+_RELU, _STEP, _ERF = (FUNCTIONS[name] for name in ("relu", "step", "erf"))
+_INPUT, _CONV, _POINTWISE, _MEAN = (OPERATIONS[name] for name in ("input", "conv", "pointwise", "mean"))
+
+
+@njit(forceinline=True)
+def _erf(c, rr, zero, polynomial):
+    """(2 / pi) asin(c rr), for c, the product of the reciprocals, and ERF."""
+    half, one = splat(_HALF), splat(_ONE)
+    x = c * rr
+    a = smaller(absolute(x), one)
+    # a <= 1/2: asin a directly; else pi/2 - 2 asin(sqrt((1 - a) / 2)).
+    w = where_less(half, a, fma(negative(half), a, half), a * a)
+    root = where_less(half, a, sqrt(w), a)
+    q = splat(polynomial[5])
+    for i in range(4, -1, -1):
+        q = fma(q, w, splat(polynomial[i]))
+    asin = root * q
+    value = splat(_TWO_OVER_PI) * where_less(half, a, fma(negative(splat(_TWO)), asin, splat(_HALF_PI)), asin)
+    return where_less(x, zero, negative(value), value)
+
+
+@njit
+def _relu_row(work, target, source, n, factor, down, i, across, j, polynomial):
+    # Splatted once: in registers, not loaded again for every pair.
+    q0, q1, q2 = splat(factor * polynomial[0]), splat(factor * polynomial[1]), splat(factor * polynomial[2])
+    q3, q4, q5 = splat(factor * polynomial[3]), splat(factor * polynomial[4]), splat(factor * polynomial[5])
+    half, one = splat(_HALF * factor), splat(_ONE)
+    # A zero that the compiler can't see through keeps the maximum one instruction.
+    zero = splat(factor - factor)
+    for p in range(n):
+        s2, r2 = load(across, (j + p) * 2 * WIDTH), load(across, ((j + p) * 2 + 1) * WIDTH)
+        for row in range(ROWS):
+            k = ((i + p) * ROWS + row) * 2
+            ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
+            c = load(work, ((source + p) * ROWS + row) * WIDTH)
+            g = larger(fma(negative(absolute(c)), rr, one), zero)
+            q = fma(fma(fma(fma(fma(q5, g, q4), g, q3), g, q2), g, q1), g, q0)
+            store(work, ((target + p) * ROWS + row) * WIDTH, fma(ss * (g * sqrt(g)), q, half * larger(c, zero)))
+
+
+@njit
+def _step_row(work, target, source, n, factor, down, i, across, j, polynomial):
+    half, zero, constant = splat(_HALF), splat(_ZERO), splat(_HALF * factor)
+    for p in range(n):
+        s2, r2 = load(across, (j + p) * 2 * WIDTH), load(across, ((j + p) * 2 + 1) * WIDTH)
+        for row in range(ROWS):
+            k = ((i + p) * ROWS + row) * 2
+            s, rr = splat(get(down, k)) + s2, splat(get(down, k + 1)) * r2
+            c = load(work, ((source + p) * ROWS + row) * WIDTH)
+            h = larger(fma(negative(absolute(c)), half * rr, half), zero)
+            # Two variances of 0: two identical inputs.
+            h = where_less(zero, s, h, zero)
+            q = splat(polynomial[6])
+            for m in range(5, -1, -1):
+                q = fma(q, h, splat(polynomial[m]))
+            q = splat(factor) * (sqrt(h) * q)
+            store(work, ((target + p) * ROWS + row) * WIDTH, where_less(c, zero, q, constant - q))
+
+
+@njit
+def _erf_row(work, target, source, n, factor, down, i, across, j, polynomial):
+    zero = splat(_ZERO)
+    for p in range(n):
+        r2 = load(across, ((j + p) * 2 + 1) * WIDTH)
+        for row in range(ROWS):
+            rr = splat(get(down, ((i + p) * ROWS + row) * 2 + 1)) * r2
+            c = load(work, ((source + p) * ROWS + row) * WIDTH)
+            store(work, ((target + p) * ROWS + row) * WIDTH, _erf(c, rr, zero, polynomial))
+
+
+@njit
+def _variance_row(function, work, target, source, n, factor, across, j, panel, polynomial):
+    """The nonlinearity of variances; the deviations of the images in row ``row`` of the lanes go to that panel."""
+    one, zero = splat(_ONE), splat(_ZERO)
+    for p in range(n):
+        for row in range(ROWS):
+            v = load(work, ((source + p) * ROWS + row) * WIDTH)
+            # A denormal variance counts as 0: the product of two reciprocals would overflow.
+            s = where_less(v, splat(_TINY), zero, sqrt(v))
+            if function == _ERF:
+                r = splat(_SQRT_TWO) / sqrt(fma(splat(_TWO), v, one))
+                value = _erf(v, r * r, zero, polynomial)
+            else:
+                r = where_less(v, splat(_TINY), zero, one / sqrt(v))
+                value = splat(_HALF * factor) * v if function == _RELU else splat(_HALF * factor)
+            k = row * panel + (j + p) * 2 * WIDTH
+            store(across, k, s)
+            store(across, k + WIDTH, r)
+            store(work, ((target + p) * ROWS + row) * WIDTH, value)
+
+
+@njit
+def _nonlinear_row(function, work, target, source, n, factor, down, i, across, j, panel, relu, step, erf):
+    if panel > 0:
+        _variance_row(function, work, target, source, n, factor, across, j, panel, erf)
+    elif function == _RELU:
+        _relu_row(work, target, source, n, factor, down, i, across, j, relu)
+    elif function == _STEP:
+        _step_row(work, target, source, n, factor, down, i, across, j, step)
+    else:
+        _erf_row(work, target, source, n, factor, down, i, across, j, erf)
+
+
+@njit(forceinline=True)
+def _window(work, first, distance, size):
+    """The sum of ``size`` vectors at places so far apart, in their order."""
+    total = load(work, first)
+    if size == 3:
+        # Unrolled: the size of most filters.
+        return total + load(work, first + distance) + load(work, first + 2 * distance)
+    k = 1
+    while k + 3 <= size:
+        at = first + k * distance
+        total = total + load(work, at) + load(work, at + distance) + load(work, at + 2 * distance)
+        k += 3
+    while k < size:
+        total = total + load(work, first + k * distance)
+        k += 1
+    return total
+
+
+@njit
+def _sum_along_x(work, target, source, n_in, n_out, size, stride, before):
+    """Sums over the windows of a row, left to right; a pixel outside the row is 0."""
+    for x in range(n_out):
+        first = x * stride - before
+        start, stop = max(first, 0), min(first + size, n_in)
+        for row in range(ROWS):
+            total = _window(work, ((source + start) * ROWS + row) * WIDTH, LANES, stop - start)
+            store(work, ((target + x) * ROWS + row) * WIDTH, total)
+
+
+@njit
+def _sum_along_y(work, target, ring, n, size, scale, bias):
+    """scale * (sum over the ring's rows) + bias"""
+    a, b = splat(scale), splat(bias)
+    for x in range(n * ROWS):
+        total = _window(work, (ring * ROWS + x) * WIDTH, n * LANES, size)
+        store(work, (target * ROWS + x) * WIDTH, fma(a, total, b))
+
+
+@njit
+def _sum_along_y_plus(work, target, ring, n, size, scale, bias, addend):
+    """The same plus a row of another map."""
+    a, b = splat(scale), splat(bias)
+    for x in range(n * ROWS):
+        total = _window(work, (ring * ROWS + x) * WIDTH, n * LANES, size)
+        store(work, (target * ROWS + x) * WIDTH, fma(a, total, b) + load(work, (addend * ROWS + x) * WIDTH))
+
+
+@njit
+def _add_rows(work, target, row, addend, n):
+    for x in range(n * ROWS):
+        total = load(work, (row * ROWS + x) * WIDTH) + load(work, (addend * ROWS + x) * WIDTH)
+        store(work, (target * ROWS + x) * WIDTH, total)
+
+
+@njit
+def _fill_row(work, target, n, value):
+    for x in range(n * ROWS):
+        store(work, (target * ROWS + x) * WIDTH, splat(value))
+
+
+@njit
+def _input(work, target, n, channels, images_down, images_across, panel):
+    """The mean over channels of the products of pixels."""
+    scale = splat(_ONE / np.float32(channels))
+    for p in range(n):
+        for row in range(ROWS):
+            total = splat(_ZERO)
+            for channel in range(channels):
+                k = channel * n + p
+                if panel > 0:
+                    x2 = load(images_across, (row * channels * n + k) * WIDTH)
+                    x1 = x2
+                else:
+                    x2 = load(images_across, k * WIDTH)
+                    x1 = splat(get(images_down, k * ROWS + row))
+                total = fma(x1, x2, total)
+            store(work, ((target + p) * ROWS + row) * WIDTH, scale * total)
+
+
+@njit
+def _run(table, numbers, buffers, channels, work, images_down, images_across, down, across, panel, relu, step, erf):
+    """
+    The program over one block of pairs, or of images where ``panel`` is the distance of the images' deviations.
+
+    ``buffers``: the places of the row's and the ring's buffers.
+    """
+    row_buffer, ring = buffers
+    for s in range(len(table)):
+        t = table[s]
+        scale, bias, factor_before, factor_after = numbers[s, 0], numbers[s, 1], numbers[s, 2], numbers[s, 3]
+        target, source, addend = t[_TARGET], t[_SOURCE], t[_ADDEND]
+        n_in, n_out = t[_COLUMNS_IN], t[_COLUMNS_OUT]
+        before, after = t[_FUNCTION_BEFORE], t[_FUNCTION_AFTER]
+        i, j = t[_DEVIATIONS_BEFORE], t[_DEVIATIONS_AFTER]
+        if t[_OPERATION] == _INPUT:
+            _input(work, target, t[_ROWS_OUT] * n_out, channels, images_down, images_across, panel)
+        elif t[_OPERATION] == _POINTWISE:
+            for y in range(t[_ROWS_IN]):
+                row, at = source + y * n_in, target + y * n_in
+                if before > 0:
+                    out = row_buffer if addend >= 0 else at
+                    _nonlinear_row(
+                        before, work, out, row, n_in, factor_before,
+                        down, i + y * n_in, across, i + y * n_in, panel, relu, step, erf,
+                    )  # fmt: skip
+                    row = out
+                if addend >= 0:
+                    _add_rows(work, at, row, addend + y * n_in, n_in)
+        elif t[_OPERATION] == _CONV:
+            size, stride, margin = t[_SIZE_Y], t[_STRIDE_Y], t[_BEFORE_Y]
+            # Rows above the map, of which there are margin, are zeros, as are those below.
+            _fill_row(work, ring, margin * n_out, _ZERO)
+            for padded in range(margin, (t[_ROWS_OUT] - 1) * stride + size):
+                y = padded - margin
+                slot = ring + (padded % size) * n_out
+                if y >= t[_ROWS_IN]:
+                    _fill_row(work, slot, n_out, _ZERO)
+                elif padded % stride < size:
+                    row = source + y * n_in
+                    if before > 0:
+                        _nonlinear_row(
+                            before, work, row_buffer, row, n_in, factor_before,
+                            down, i + y * n_in, across, i + y * n_in, panel, relu, step, erf,
+                        )  # fmt: skip
+                        row = row_buffer
+                    _sum_along_x(work, slot, row, n_in, n_out, t[_SIZE_X], t[_STRIDE_X], t[_BEFORE_X])
+                if padded >= size - 1 and (padded - size + 1) % stride == 0:
+                    done = (padded - size + 1) // stride * n_out
+                    if after == 0 and addend >= 0:
+                        _sum_along_y_plus(work, target + done, ring, n_out, size, scale, bias, addend + done)
+                        continue
+                    out = row_buffer if addend >= 0 else target + done
+                    _sum_along_y(work, out, ring, n_out, size, scale, bias)
+                    if after > 0:
+                        _nonlinear_row(
+                            after, work, out, out, n_out, factor_after,
+                            down, j + done, across, j + done, panel, relu, step, erf,
+                        )  # fmt: skip
+                    if addend >= 0:
+                        _add_rows(work, target + done, out, addend + done, n_out)
+        else:
+            for row in range(ROWS):
+                store(work, ((ring) * ROWS + row) * WIDTH, splat(_ZERO))
+            for y in range(t[_ROWS_IN]):
+                at = source + y * n_in
+                if before > 0:
+                    _nonlinear_row(
+                        before, work, row_buffer, at, n_in, factor_before,
+                        down, i + y * n_in, across, i + y * n_in, panel, relu, step, erf,
+                    )  # fmt: skip
+                    at = row_buffer
+                # A row's sum first: the rounding of 28 additions twice, not of 784.
+                for row in range(ROWS):
+                    total = load(work, (at * ROWS + row) * WIDTH)
+                    for x in range(1, n_in):
+                        total = total + load(work, ((at + x) * ROWS + row) * WIDTH)
+                    k = (ring * ROWS + row) * WIDTH
+                    store(work, k, load(work, k) + total)
+            mean = splat(scale / np.float32(t[_ROWS_IN] * n_in))
+            for row in range(ROWS):
+                total = load(work, (ring * ROWS + row) * WIDTH)
+                store(work, (target * ROWS + row) * WIDTH, fma(mean, total, splat(bias)))
+
+
+@njit(nogil=True, cache=True)
+def variances(
+    table, numbers, buffers, result, channels, work, images, deviations, out, relu, step, erf
+):
+    """
+    The variances of LANES images into ``out`` [LANES], and their deviations.
+
+    :param images: [ROWS, channels * positions, WIDTH]
+    :param deviations: [ROWS, n_deviations, 2, WIDTH], written.
+    """
+    panel = len(deviations) // ROWS
+    _run(table, numbers, buffers, channels, work, images, images, deviations, deviations, panel, relu, step, erf)
+    for lane in range(LANES):
+        out[lane] = work[result * LANES + lane]
+
+
+@njit(nogil=True, cache=True)
+def covariances(
+    table, numbers, buffers, result, channels, work, images_down, images_across, down, across, out, relu, step, erf
+):
+    """
+    The covariances of blocks of ROWS images, one below the other, with WIDTH images, into ``out`` [blocks * ROWS, WIDTH].
+
+    :param images_down: [blocks, channels * positions * ROWS]
+    :param images_across: [channels * positions * WIDTH]
+    :param down: [blocks, n_deviations * ROWS * 2]
+    :param across: [n_deviations * 2 * WIDTH]
+    """
+    for block in range(len(images_down)):
+        _run(
+            table, numbers, buffers, channels, work, images_down[block], images_across, down[block], across, 0,
+            relu, step, erf,
+        )  # fmt: skip
+        for row in range(ROWS):
+            for lane in range(WIDTH):
+                out[block * ROWS + row, lane] = work[(result * ROWS + row) * WIDTH + lane]
