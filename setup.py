@@ -29,6 +29,7 @@ setup(
         "numpy>=1.26,<2",
         "scipy>=1.13,<2",
         "h5py>=3.11,<4",
+        "numba>=0.61,<1",
         "absl-py>=2.1,<3",
         "tqdm>=4.66,<5",
         "scikit-learn>=1.5,<2",

@@ -20,8 +20,9 @@ def gram(
     :param kernel: an :class:`~cnn_gp.kernels.NNGPKernel`.
     :param X: [N, D] images, flattened channel first, float32 or float64, which decides the precision.
     :param X2: [M, D], or None for the symmetric K(X).
-    :param engine: "auto" or "tensorflow"; or one that :func:`cnn_gp.engines.make_engine` made for this kernel, which
-        for several matrices saves compiling the kernel for each.
+    :param engine: "auto", "tensorflow" or "fused" (float32 on the CPU); or one that
+        :func:`cnn_gp.engines.make_engine` made for this kernel, which for several matrices saves
+        compiling the kernel for each.
     :param n_max: images on a side of a block on a GPU.
     :return: [N, M], or [N, N], of X's dtype. The diagonal of K(X) is ``K_diag(X)``.
     :raises UserError: images of another size or dtype.
@@ -40,7 +41,7 @@ def gram(
         raise UserError(f"n_max is {n_max}; expected a whole number of at least 1.")
     if isinstance(engine, str):
         n_gpus = len(tf.config.get_visible_devices("GPU"))
-        engine = make_engine(engine, kernel, n_gpus=n_gpus, n_max=n_max)
+        engine = make_engine(engine, kernel, n_gpus=n_gpus, n_max=n_max, float_type=X.dtype.name)
     return engine.matrix(X, X2)
 
 

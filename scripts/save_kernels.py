@@ -8,6 +8,7 @@ Started again with the same flags it does only what is missing. Any number of th
 
 import functools
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cnn_gp import cli, datasets
 from cnn_gp.architectures import MODELS, build_kernel, run_name
 from cnn_gp.claims import TIMEOUT
 from cnn_gp.compute import compute_run, describe_run, status
-from cnn_gp.engines import ENGINES
+from cnn_gp.engines import ENGINES, Engine, choose_engine
 from cnn_gp.errors import UserError
 from cnn_gp.store import RunDirectory
 from cnn_gp.worker import Job
@@ -41,7 +42,8 @@ flags.DEFINE_integer("N_vali", None, "Validation images.")
 flags.DEFINE_integer("N_test", None, "Test images.")
 flags.DEFINE_integer("n_max", 200, "Images on a side of a stored block, and of a block given to a GPU.")
 flags.DEFINE_integer("n_gpus", 0, "GPUs to use; 0 means the CPU.")
-flags.DEFINE_enum("engine", "auto", ENGINES, "How entries are computed.")
+flags.DEFINE_enum("engine", "auto", ENGINES, "How entries are computed; auto: fused (on the CPU) where it can.")
+flags.DEFINE_integer("n_threads", None, "Threads of the fused engine; by default one a core.", lower_bound=1)
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision of the kernel's entries.")
 flags.DEFINE_string("shard", "1/1", "i/n, of a job array on a shared file system: which parts to try first.")
 flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers compute in place of this machine.")
@@ -76,6 +78,7 @@ def main() -> None:
             **overrides,
         }
         kernel = build_kernel(**model_arguments)
+    choice = choose_engine(FLAGS.engine, kernel, n_gpus=FLAGS.n_gpus, float_type=FLAGS.float_type)
     description = describe_run(kernel, FLAGS.model, data, FLAGS.n_max, FLAGS.float_type)
     tiling = description.tiling
     run.begin(description, data)
@@ -94,7 +97,16 @@ def main() -> None:
         print(f"TensorFlow sees {n_gpus_seen} GPUs, but the CPU is used: give --n_gpus={n_gpus_seen} to use them.")
     for name in unusable:
         run.discard(name)
-    engine = functools.partial(worker_engine, model_arguments=model_arguments, engine=FLAGS.engine, n_max=FLAGS.n_max)
+    engine: Callable[[str], Engine] = functools.partial(
+        worker_engine, model_arguments=model_arguments, n_max=FLAGS.n_max
+    )
+    if choice.program is not None:
+        from cnn_gp.engines.fused import fused_engine, is_compiled
+
+        if FLAGS.scheduler is None and not is_compiled():
+            print("The fused engine is compiled, once on this machine: it takes about 20 s.")
+        engine = functools.partial(fused_engine, program=choice.program, n_threads=FLAGS.n_threads)
+    print(f"Engine: {choice.name}." + (f" {choice.reason}." if choice.reason else ""), flush=True)
     job = Job(str(Path(FLAGS.path).absolute()), run.name, engine, FLAGS.claim_timeout)
     devices = [f"gpu:{i}" for i in range(FLAGS.n_gpus)] or ["cpu"]
     cluster = None if FLAGS.scheduler is None else _cluster(FLAGS.scheduler, run)

@@ -94,7 +94,7 @@ def test_gram(rng):
     np.testing.assert_allclose(gram(kernel, X), kernel(X), rtol=1e-10)
     np.testing.assert_allclose(gram(kernel, X, X2, engine="tensorflow", n_max=2), kernel(X, X2), rtol=1e-10)
     assert gram(kernel, X2).dtype == np.float32
-    engine = make_engine("auto", kernel)
+    engine = make_engine("auto", kernel, float_type="float64")
     np.testing.assert_array_equal(gram(kernel, X, engine=engine), engine.matrix(X))
     assert cnn_gp.gram is gram
 
@@ -117,7 +117,7 @@ def test_gram_refuses_in_one_line(arguments, said):
 
 def test_tf32_is_off():
     tf.config.experimental.enable_tensor_float_32_execution(True)
-    make_engine("auto", KERNELS["relu"])
+    make_engine("tensorflow", KERNELS["relu"])
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 

@@ -8,6 +8,8 @@ import pytest
 from conftest import GOLDEN, SHARED, golden_manifest
 
 from cnn_gp import DeepKernel, ExErf, ExReLU, ResnetKernel
+from cnn_gp.engines.fused import FusedEngine
+from cnn_gp.engines.lowering import lower
 from cnn_gp.errors import ShrunkMapError
 
 NONLINEARITIES = {"ExReLU": ExReLU, "ExErf": ExErf}
@@ -26,22 +28,31 @@ def build(case):
 
 
 def check(case, X, X2, K_XX, K_XX2):
+    """Both engines against the reference values."""
     kernel = build(case)
     erf, step = case["nonlinearity"] == "ExErf", case["nonlinearity_kwargs"].get("exponent") == 0
     deep_erf = erf and len(case["kwargs"]["filter_sizes"]) > 8
-    off = ~np.eye(len(X), dtype=bool)
     for dtype, tolerance in ((np.float64, 1e-7 if deep_erf else 1e-9), (np.float32, 1e-5 if erf else 3e-6)):
         x, x2 = X.astype(dtype), X2.astype(dtype)
-        K = kernel(x).numpy()
-        np.testing.assert_allclose(K[off], K_XX[off], rtol=tolerance)
-        np.testing.assert_allclose(kernel(x, x2), K_XX2, rtol=tolerance)
-        np.testing.assert_array_equal(np.diag(K), kernel(x, full_cov=False))
-        if step:
-            # The reference's arccosine near 1 is off here: each step gives 1/2, so its readout is exact.
-            var_weight, var_bias = case["kwargs"]["var_weight"], case["kwargs"]["var_bias"]
-            np.testing.assert_allclose(np.diag(K), 0.5 * var_weight + var_bias, rtol=1e-6)
-        else:
-            np.testing.assert_allclose(np.diag(K), np.diag(K_XX), rtol=tolerance)
+        values = kernel(x).numpy(), kernel(x, x2).numpy(), kernel(x, full_cov=False).numpy()
+        check_values(case, *values, K_XX, K_XX2, tolerance)
+    engine = FusedEngine(lower(kernel))
+    x, x2 = X.astype(np.float32), X2.astype(np.float32)
+    tolerance = 1e-5 if erf else 1e-3 if step else 2e-6
+    check_values(case, engine.matrix(x), engine.matrix(x, x2), engine.diag(x), K_XX, K_XX2, tolerance)
+
+
+def check_values(case, K, cross, variances, K_XX, K_XX2, tolerance):
+    off = ~np.eye(len(K), dtype=bool)
+    np.testing.assert_allclose(K[off], K_XX[off], rtol=tolerance)
+    np.testing.assert_allclose(cross, K_XX2, rtol=tolerance)
+    np.testing.assert_array_equal(np.diag(K), variances)
+    if case["nonlinearity_kwargs"].get("exponent") == 0:
+        # The reference's arccosine near 1 is off here: each step gives 1/2, so its readout is exact.
+        var_weight, var_bias = case["kwargs"]["var_weight"], case["kwargs"]["var_bias"]
+        np.testing.assert_allclose(np.diag(K), 0.5 * var_weight + var_bias, rtol=1e-6)
+    else:
+        np.testing.assert_allclose(np.diag(K), np.diag(K_XX), rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", MANIFEST)

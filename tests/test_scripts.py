@@ -55,7 +55,7 @@ def test_both_stages(workdir):
     assert result["relative_residual"] < 1e-10
     assert set(result["times"]) == {"kernel", "read", "factorise", "solve", "predict"}
     assert result["hyperparameters"]["n_convolutions"] == 7
-    assert "tensorflow" in result["kernel_computed_by"][0]["engine"]
+    assert "fused" in result["kernel_computed_by"][0]["engine"]
     with open(workdir / "results" / "convnet_gp.csv") as file:
         (row,) = csv.DictReader(file)
     assert float(row["test_error"]) == result["test_error"] and row["nonlinearities"] == "sqrt2*ReLU"

@@ -5,7 +5,7 @@ An engine takes a kernel and arrays of images and returns arrays of entries. It 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..kernels import NNGPKernel
+    from .program import Program
 
 #: The engines of the command line; "auto" takes the best one there is.
-ENGINES = ("auto", "tensorflow")
+ENGINES = ("auto", "tensorflow", "fused")
 
 Progress = Callable[[int], None]
 """Called with the number of kernel entries that were finished since the last call, from any thread."""
@@ -36,10 +37,61 @@ class Engine(Protocol):
         """For an error message: the layer in which the kernel of two images [D] first isn't finite."""
 
 
-def make_engine(name: str, kernel: "NNGPKernel", *, n_gpus: int = 0, n_max: int = 200) -> Engine:
-    """The engine of a name, for a kernel. :param n_max: the largest block given to a GPU at a time."""
+class Choice(NamedTuple):
+    """Which engine computes a kernel, and what it needs."""
+
+    name: str
+    program: "Program | None" = None
+    """The fused engine's."""
+    reason: str = ""
+    """Where "auto" passed the fused engine over on the CPU: why."""
+
+
+def choose_engine(name: str, kernel: "NNGPKernel", *, n_gpus: int = 0, float_type: str = "float32") -> Choice:
+    """
+    The engine for a kernel: "auto" is the fused one on the CPU where it has all layers, else the tensorflow one.
+
+    :raises UserError: where "fused" can't compute the kernel; it names the layer.
+    """
     if name not in ENGINES:
         raise UserError(f"The engine is {name!r}; expected one of {', '.join(ENGINES)}.")
+    if name == "tensorflow" or (name == "auto" and n_gpus):
+        return Choice("tensorflow")
+    from .lowering import NotLowered, lower
+
+    try:
+        if n_gpus:
+            raise NotLowered(f"The fused engine computes on the CPU, and --n_gpus is {n_gpus}: leave one of them out.")
+        if float_type != "float32":
+            raise NotLowered(f"The fused engine computes in float32, not in {float_type}: take --engine=tensorflow.")
+        return Choice("fused", lower(kernel))
+    except NotLowered as reason:
+        if name == "fused":
+            raise
+        return Choice("tensorflow", reason=str(reason).split(": take")[0])
+
+
+def make_engine(
+    name: str,
+    kernel: "NNGPKernel",
+    *,
+    n_gpus: int = 0,
+    n_max: int = 200,
+    float_type: str = "float32",
+    n_threads: int | None = None,
+) -> Engine:
+    """
+    The engine of a name, for a kernel.
+
+    :param n_max: the largest block given to a GPU at a time.
+    :param float_type: the dtype of the images that it will be given.
+    :param n_threads: of the fused engine; by default one a core.
+    """
+    choice = choose_engine(name, kernel, n_gpus=n_gpus, float_type=float_type)
+    if choice.program is not None:
+        from .fused import FusedEngine
+
+        return FusedEngine(choice.program, n_threads=n_threads)
     from .tensorflow import TensorFlowEngine
 
     return TensorFlowEngine(kernel, n_gpus=n_gpus, n_max=n_max)

@@ -29,11 +29,11 @@ from ..polynomials import ASIN_HALF, ASIN_QUARTER, SIN_MINUS_T_COS
 from .program import COLUMNS, FUNCTIONS, OPERATIONS
 from .simd import WIDTH, absolute, fma, get, larger, load, negative, smaller, splat, sqrt, store, where_less
 
-#: Images down the side of a block.
-ROWS = 8
+#: Pairs in a block; images in a block of variances. With 64 a map of 28 x 28 takes 200 kB.
+LANES = 64
 
-#: Pairs in a block; images in a block of variances.
-LANES = ROWS * WIDTH
+#: Images down the side of a block.
+ROWS = LANES // WIDTH
 
 # The polynomials for Gaussian expectations, ready for the loops: the ReLU's in 1 - |rho| = 2 h, with the 1 / (2 pi).
 RELU = np.array([c * 2 ** (-1.5 - i) / (2 * math.pi) for i, c in enumerate(SIN_MINUS_T_COS)], np.float32)
@@ -293,7 +293,7 @@ def _run(table, numbers, buffers, channels, work, images_down, images_across, do
                         _add_rows(work, target + done, out, addend + done, n_out)
         else:
             for row in range(ROWS):
-                store(work, ((ring) * ROWS + row) * WIDTH, splat(_ZERO))
+                store(work, (ring * ROWS + row) * WIDTH, splat(_ZERO))
             for y in range(t[_ROWS_IN]):
                 at = source + y * n_in
                 if before > 0:
@@ -316,9 +316,7 @@ def _run(table, numbers, buffers, channels, work, images_down, images_across, do
 
 
 @njit(nogil=True, cache=True)
-def variances(
-    table, numbers, buffers, result, channels, work, images, deviations, out, relu, step, erf
-):
+def variances(table, numbers, buffers, result, channels, work, images, deviations, out, relu, step, erf):
     """
     The variances of LANES images into ``out`` [LANES], and their deviations.
 
@@ -336,12 +334,13 @@ def covariances(
     table, numbers, buffers, result, channels, work, images_down, images_across, down, across, out, relu, step, erf
 ):
     """
-    The covariances of blocks of ROWS images, one below the other, with WIDTH images, into ``out`` [blocks * ROWS, WIDTH].
+    The covariances of blocks of ROWS images, one below the other, with WIDTH images.
 
     :param images_down: [blocks, channels * positions * ROWS]
     :param images_across: [channels * positions * WIDTH]
     :param down: [blocks, n_deviations * ROWS * 2]
     :param across: [n_deviations * 2 * WIDTH]
+    :param out: [blocks * ROWS, WIDTH], written.
     """
     for block in range(len(images_down)):
         _run(

@@ -54,7 +54,7 @@ def lower(kernel: NNGPKernel) -> Program:
     writer = _Writer()
     image = writer.write(Step("input", _size(tuple(positions)), layer="the images"))
     _lower(kernel.network, writer, image, tuple(positions), "")
-    return Program(channels, _size(tuple(positions)), writer.steps, writer.n_deviations)
+    return Program(channels, _size(tuple(positions)), writer.steps, max(1, writer.n_deviations))
 
 
 def _size(positions: Positions) -> Size:

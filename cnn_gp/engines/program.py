@@ -50,9 +50,9 @@ class Step:
     """
     One operation: a map of covariances from others.
 
-    "input" takes the images; "conv" is scale * (sum over the windows of ``before(source)``) + bias, then ``after``, then
-    plus the map ``addend``; "pointwise" is ``before(source)`` plus ``addend``; "mean" is scale * (mean over positions of
-    ``before(source)``) + bias.
+    "input" takes the images; "conv" is scale * (sum over the windows of ``before(source)``) + bias, then ``after``,
+    then plus the map ``addend``; "pointwise" is ``before(source)`` plus ``addend``; "mean" is scale * (mean over
+    positions of ``before(source)``) + bias.
     """
 
     operation: str
@@ -99,15 +99,15 @@ class Program:
     size: Size
     """Rows and columns of the images."""
     steps: list[Step] = field(default_factory=list)
-    n_deviations: int = 0
-    """The positions of all nonlinearities together: numbers kept of each image."""
+    n_deviations: int = 1
+    """The positions of all nonlinearities together, at least 1: numbers kept of each image."""
 
     def compiled(self, *, merge: bool = True) -> Compiled:
         """:param merge: False: every step on its own, every value in a place of its own, to look at them one by one."""
         steps = merged(self.steps) if merge else dict(enumerate(self.steps))
         places, used = _places(steps, reuse=merge)
         row = used
-        ring = row + max(step.windows[1].inputs if step.windows else self._input_size(step, steps)[1] for step in steps.values())
+        ring = row + max(self._input_size(step, steps)[1] for step in steps.values())
         rings = [w[0].size * w[1].outputs for w in (step.windows for step in steps.values()) if w is not None]
         table = np.array([self._encoded(step, number, steps, places) for number, step in steps.items()], np.int64)
         numbers = np.array(
@@ -122,7 +122,7 @@ class Program:
             ],
             np.float32,
         )
-        return Compiled(table, numbers, places[max(steps)], row, ring, ring + max(rings, default=0))
+        return Compiled(table, numbers, places[max(steps)], row, ring, ring + max([1, *rings]))
 
     def _input_size(self, step: Step, steps: dict[int, Step]) -> Size:
         return self.size if step.source < 0 else steps[step.source].size

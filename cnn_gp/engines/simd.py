@@ -1,10 +1,10 @@
 """
-Sixteen float32 numbers as one value, for Numba: the machine's widest vectors, said out loud.
+As many float32 numbers as the machine has in a register, as one value for Numba.
 
-Numba leaves vectors to LLVM's loop vectoriser, which checks at run time whether arrays overlap, reloads its constants in
-every iteration and falls back to scalars for what is left over. For the fused engine's loops that is half the speed
+Numba leaves vectors to LLVM's loop vectoriser, which checks at run time whether arrays overlap, reloads its constants
+in every iteration and falls back to scalars for what is left over. For the fused engine's loops that is half the speed
 (benchmarks/README.md), and a scalar remainder could round differently. :class:`Lanes` is LLVM's own vector type
-``<16 x float>``: one register with AVX-512, two with AVX2, four with SSE or NEON.
+``<8 x float>``, with AVX-512 ``<16 x float>``; a processor with narrower registers takes two for it.
 
 Every operation is the IEEE one, lane by lane; nothing is fused or reordered but where :func:`fma` says so.
 """
@@ -13,13 +13,14 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-#: Numbers in a vector.
-WIDTH = 8
+#: Numbers in a vector: what one register holds.
+WIDTH = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)
@@ -45,7 +46,9 @@ def _splat_value(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), mask)
 
 
-def _pointer(context: Any, builder: ir.IRBuilder, array_type: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
+def _pointer(
+    context: Any, builder: ir.IRBuilder, array_type: types.Array, array: ir.Value, index: ir.Value
+) -> ir.Value:
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
 

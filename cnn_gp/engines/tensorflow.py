@@ -8,10 +8,9 @@ tiles on a single thread, which scales better than many threads in each operatio
 """
 
 import contextlib
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import UserError
+from .threads import each, n_cores
 
 if TYPE_CHECKING:
     from ..kernels import NNGPKernel
-    from . import Engine, Progress
+    from . import Progress
 
 #: Images on a side of a tile on the CPU: found by benchmarks/kernel_entries.py's sweep.
 CPU_TILE = 16
@@ -60,7 +60,7 @@ def configure(n_gpus: int, use: bool = True) -> int:
     return len(gpus)
 
 
-def worker_engine(device: str, *, model_arguments: dict[str, Any], engine: str = "auto", n_max: int = 200) -> "Engine":
+def worker_engine(device: str, *, model_arguments: dict[str, Any], n_max: int = 200) -> "TensorFlowEngine":
     """
     In a worker: the engine of a named kernel on a device.
 
@@ -68,7 +68,6 @@ def worker_engine(device: str, *, model_arguments: dict[str, Any], engine: str =
     :param model_arguments: of :func:`cnn_gp.architectures.build_kernel`.
     """
     from ..architectures import build_kernel
-    from . import make_engine
 
     n_gpus = len(tf.config.list_physical_devices("GPU")) if device == "cluster" else int(device.startswith("gpu"))
     # Unless this is the main process, which has done it for the same device.
@@ -76,7 +75,7 @@ def worker_engine(device: str, *, model_arguments: dict[str, Any], engine: str =
         # Where TensorFlow was in use before, as in a notebook, its settings stay.
         with contextlib.suppress(RuntimeError):
             configure(min(n_gpus, 1))
-    return make_engine(engine, build_kernel(**model_arguments), n_gpus=min(n_gpus, 1), n_max=n_max)
+    return TensorFlowEngine(build_kernel(**model_arguments), n_gpus=min(n_gpus, 1), n_max=n_max)
 
 
 _configured = False
@@ -85,11 +84,6 @@ _configured = False
 def configured() -> bool:
     """Whether :func:`configure` was called in this process."""
     return _configured
-
-
-def n_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class TensorFlowEngine:
@@ -135,7 +129,7 @@ class TensorFlowEngine:
                 n = len(rows)
                 progress(n * (n + 1) // 2 if symmetric and i == j else block.size)
 
-        self._each(compute, self._tiles(len(X), len(X2), symmetric))
+        each(self._pool, compute, self._tiles(len(X), len(X2), symmetric))
         if symmetric:
             lower = np.tril_indices(len(X), -1)
             result[lower] = result.T[lower]
@@ -151,7 +145,7 @@ class TensorFlowEngine:
             rows = X[i : i + self._tile]
             result[i : i + len(rows)] = self._run(self._diag, self._padded(rows))[: len(rows)]
 
-        self._each(compute, ((i, i) for i in range(0, len(X), self._tile)))
+        each(self._pool, compute, ((i, i) for i in range(0, len(X), self._tile)))
         return result
 
     def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
@@ -185,13 +179,3 @@ class TensorFlowEngine:
             yield device
         finally:
             self._lanes.put(device)
-
-    def _each(self, compute: Callable[[tuple[int, int]], None], tiles: Iterable[tuple[int, int]]) -> None:
-        """Compute all tiles; after the first error no further one is begun, and that error is raised."""
-        futures = [self._pool.submit(compute, tile) for tile in tiles]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
