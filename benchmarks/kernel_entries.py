@@ -1,7 +1,7 @@
 """
 Microseconds per kernel entry, for each of the paper's kernels and each engine, side by side with neural-tangents.
 
-    python benchmarks/kernel_entries.py --data_dir=DIR [--cores=1,2] [--tiles=8,16,32,64] [--nt_python=PYTHON]
+    python benchmarks/kernel_entries.py --data_dir=DIR [--cores=1,2] [--tiles=16] [--nt_python=PYTHON]
 
 On MNIST images where --data_dir has them, else on synthetic ones. Each measurement is a process of its own on its own
 cores (affinity), one after the other; a time is the median of --repeats. Prints a table and writes --json.
@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import operations
 from absl import flags
 
 from cnn_gp import cli, datasets
 from cnn_gp.architectures import MODELS, build_kernel
+from cnn_gp.engines import Engine
+from cnn_gp.engines.fused import FusedEngine
 from cnn_gp.errors import UserError
 from cnn_gp.store import software
 
@@ -30,9 +33,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it synthetic images.")
 flags.DEFINE_list("models", list(MODELS[:-1]), "The kernels.")
 flags.DEFINE_list("cores", ["1", "2"], "Numbers of cores to measure on; 0 means GPUs (--n_gpus).")
-flags.DEFINE_list("tiles", ["8", "16", "32", "64"], "Images on a side of the tensorflow engine's tile, each measured.")
+flags.DEFINE_list("tiles", ["16"], "Images on a side of the tensorflow engine's tile, each measured.")
 flags.DEFINE_integer("n_gpus", 0, "With --cores=0: GPUs to use.")
-flags.DEFINE_integer("n_images", 96, "Images on a side of the matrix that is timed.")
+flags.DEFINE_integer("n_images", 96, "Images on a side of the matrix that is timed with the tensorflow engine.")
+flags.DEFINE_integer("n_fused", 512, "The same for the fused engine.")
 flags.DEFINE_integer("repeats", 5, "Measurements of each, of which the median counts.")
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision.")
 flags.DEFINE_string("nt_python", None, "Python of an environment with neural-tangents (neural_tangents_entry.py).")
@@ -47,16 +51,26 @@ def images(n: int) -> np.ndarray:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own: time the tensorflow engine on some cores with some tile."""
+    """In a process of its own: time an engine on some cores, the tensorflow one with some tile."""
     if case["cores"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case["cores"]])
+    more: dict[str, Any] = {}
     with cli.without_startup_messages():
         from cnn_gp.engines.tensorflow import TensorFlowEngine, configure
 
         configure(FLAGS.n_gpus)
-    n = FLAGS.n_images
+        kernel = build_kernel(case["model"], [1, 28, 28])
+    engine: Engine
+    if case["engine"] == "fused":
+        from cnn_gp.engines.lowering import lower
+
+        program = lower(kernel)
+        engine, n = FusedEngine(program), FLAGS.n_fused
+        more = {"operations": operations.per_entry(program), "peak": operations.peak()}
+    else:
+        engine = TensorFlowEngine(kernel, n_gpus=FLAGS.n_gpus, tile=case["tile"])
+        n = FLAGS.n_images
     X = images(2 * n).astype(FLAGS.float_type)
-    engine = TensorFlowEngine(build_kernel(case["model"], [1, 28, 28]), n_gpus=FLAGS.n_gpus, tile=case["tile"])
     start = time.perf_counter()
     values = engine.matrix(X[:2], X[n : n + 2])
     compiling = time.perf_counter() - start
@@ -67,7 +81,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
     return {
         **case,
-        "engine": engine.name,
+        **more,
         "us_per_entry": 1e6 * statistics.median(seconds) / n**2,
         "compile_seconds": compiling,
         "first_value": float(values[0, 0]),
@@ -110,26 +124,35 @@ def neural_tangents(model: str, cores: int) -> dict[str, Any]:
 
 
 def report(measurements: list[dict[str, Any]]) -> str:
-    """A Markdown table: a line per kernel and number of cores, the best tile of each engine, the ratio."""
+    """A Markdown table: a line per kernel and number of cores, the ratios, the fraction of the peak."""
     lines = [
-        "| kernel | cores | tensorflow, us per entry (tile) | all tiles | neural-tangents | ratio |",
-        "|" + "---|" * 6,
+        "| kernel | cores | fused | tensorflow (tile) | neural-tangents | tensorflow / fused | "
+        "neural-tangents / fused | of peak |",
+        "|" + "---|" * 8,
     ]
     for model in FLAGS.models:
         for cores in map(int, FLAGS.cores):
             here = [m for m in measurements if (m["model"], m["cores"]) == (model, cores)]
-            ours = sorted((m for m in here if m["engine"] == "tensorflow"), key=lambda m: m["tile"])
-            best = min(ours, key=lambda m: m["us_per_entry"])
-            sweep = ", ".join(f"{m['tile']}: {m['us_per_entry']:.1f}" for m in ours)
-            peer = next((m for m in here if m["engine"] == "neural-tangents"), None)
-            cells = [model, str(cores), f"{best['us_per_entry']:.1f} ({best['tile']})", sweep]
-            cells += (
-                [f"{peer['us_per_entry']:.0f}", f"{peer['us_per_entry'] / best['us_per_entry']:.1f}"]
-                if peer
-                else ["", ""]
-            )
+            by_engine = {
+                engine: min((m for m in here if m["engine"] == engine), key=lambda m: m["us_per_entry"], default=None)
+                for engine in ("fused", "tensorflow", "neural-tangents")
+            }
+            fused, ours, peer = by_engine.values()
+            cells = [model, str(cores)]
+            cells += ["" if m is None else f"{m['us_per_entry']:.1f}" for m in (fused, ours, peer)]
+            if ours is not None:
+                cells[3] += f" ({ours['tile']})"
+            for other in (ours, peer):
+                both = fused is not None and other is not None
+                cells.append(f"{other['us_per_entry'] / fused['us_per_entry']:.1f}" if both else "")
+            cells.append("" if fused is None else f"{100 * fraction_of_peak(fused):.0f} %")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def fraction_of_peak(m: dict[str, Any]) -> float:
+    """Counted operations a second against those of multiply-adds in registers on as many cores."""
+    return m["operations"] / (1e-6 * m["us_per_entry"]) / (m["cores"] * m["peak"])
 
 
 def main() -> None:
@@ -140,9 +163,13 @@ def main() -> None:
     measurements = []
     for model in FLAGS.models:
         for cores in map(int, FLAGS.cores):
-            for tile in map(int, FLAGS.tiles):
-                measurements.append(in_a_process({"model": model, "cores": cores, "tile": tile}))
-                print(f"{model}, {cores} cores, tile {tile}: {measurements[-1]['us_per_entry']:.1f} us", flush=True)
+            cases: list[dict[str, Any]] = [{"engine": "tensorflow", "tile": int(tile)} for tile in FLAGS.tiles]
+            if cores and FLAGS.float_type == "float32":
+                cases.insert(0, {"engine": "fused"})
+            for case in cases:
+                measurements.append(in_a_process({"model": model, "cores": cores, **case}))
+                what = ", ".join(map(str, case.values()))
+                print(f"{model}, {cores} cores, {what}: {measurements[-1]['us_per_entry']:.1f} us", flush=True)
             if FLAGS.nt_python is not None:
                 measurements.append(neural_tangents(model, cores))
                 print(f"{model}, {cores} cores, neural-tangents: {measurements[-1]['us_per_entry']:.1f} us", flush=True)

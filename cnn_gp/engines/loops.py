@@ -69,6 +69,14 @@ def _erf(c, rr, zero, polynomial):
     return where_less(x, zero, negative(value), value)
 
 
+@njit(forceinline=True)
+def _relu(c, ss, rr, half, one, zero, q0, q1, q2, q3, q4, q5):
+    """half * max(c, 0) + ss (1 - |rho|)^1.5 q(1 - |rho|): for c, the products of deviations and of reciprocals."""
+    g = larger(fma(negative(absolute(c)), rr, one), zero)
+    q = fma(fma(fma(fma(fma(q5, g, q4), g, q3), g, q2), g, q1), g, q0)
+    return fma(ss * (g * sqrt(g)), q, half * larger(c, zero))
+
+
 @njit
 def _relu_row(work, target, source, n, factor, down, i, across, j, polynomial):
     # Splatted once: in registers, not loaded again for every pair.
@@ -83,9 +91,11 @@ def _relu_row(work, target, source, n, factor, down, i, across, j, polynomial):
             k = ((i + p) * ROWS + row) * 2
             ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
             c = load(work, ((source + p) * ROWS + row) * WIDTH)
-            g = larger(fma(negative(absolute(c)), rr, one), zero)
-            q = fma(fma(fma(fma(fma(q5, g, q4), g, q3), g, q2), g, q1), g, q0)
-            store(work, ((target + p) * ROWS + row) * WIDTH, fma(ss * (g * sqrt(g)), q, half * larger(c, zero)))
+            store(
+                work,
+                ((target + p) * ROWS + row) * WIDTH,
+                _relu(c, ss, rr, half, one, zero, q0, q1, q2, q3, q4, q5),
+            )
 
 
 @njit
@@ -151,51 +161,139 @@ def _nonlinear_row(function, work, target, source, n, factor, down, i, across, j
         _erf_row(work, target, source, n, factor, down, i, across, j, erf)
 
 
-@njit(forceinline=True)
-def _window(work, first, distance, size):
-    """The sum of ``size`` vectors at places so far apart, in their order."""
-    total = load(work, first)
-    if size == 3:
-        # Unrolled: the size of most filters.
-        return total + load(work, first + distance) + load(work, first + 2 * distance)
-    k = 1
-    while k + 3 <= size:
-        at = first + k * distance
-        total = total + load(work, at) + load(work, at + distance) + load(work, at + 2 * distance)
-        k += 3
-    while k < size:
-        total = total + load(work, first + k * distance)
-        k += 1
-    return total
+def _sums(fixed):
+    """
+    The loops that sum over windows of ``fixed`` pixels, so that the compiler unrolls them; for 0 of any number.
+
+    Sums are taken left to right and in the order of the ring's rows, and a pixel outside the map is 0.
+    """
+
+    @njit(forceinline=True)
+    def window(work, first, distance, size):
+        total = load(work, first)
+        for k in range(1, fixed if fixed > 0 else size):
+            total = total + load(work, first + k * distance)
+        return total
+
+    @njit
+    def along_x(work, target, source, n_in, n_out, size, stride, before):
+        for x in range(n_out):
+            first = x * stride - before
+            if first >= 0 and first + size <= n_in:
+                for row in range(ROWS):
+                    total = window(work, ((source + first) * ROWS + row) * WIDTH, LANES, size)
+                    store(work, ((target + x) * ROWS + row) * WIDTH, total)
+                continue
+            start, stop = max(first, 0), min(first + size, n_in)
+            for row in range(ROWS):
+                total = load(work, ((source + start) * ROWS + row) * WIDTH)
+                for k in range(start + 1, stop):
+                    total = total + load(work, ((source + k) * ROWS + row) * WIDTH)
+                store(work, ((target + x) * ROWS + row) * WIDTH, total)
+
+    @njit
+    def along_y(work, target, ring, n, size, scale, bias, addend):
+        """scale * (sum over the ring's rows) + bias, plus a row of another map where ``addend`` isn't negative."""
+        a, b = splat(scale), splat(bias)
+        if addend < 0:
+            for x in range(n * ROWS):
+                total = window(work, (ring * ROWS + x) * WIDTH, n * LANES, size)
+                store(work, (target * ROWS + x) * WIDTH, fma(a, total, b))
+        else:
+            for x in range(n * ROWS):
+                total = window(work, (ring * ROWS + x) * WIDTH, n * LANES, size)
+                store(work, (target * ROWS + x) * WIDTH, fma(a, total, b) + load(work, (addend * ROWS + x) * WIDTH))
+
+    @njit
+    def along_y_relu(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, polynomial):
+        """The same through a ReLU before the other map is added: the sums cost little beside its arithmetic."""
+        a, b = splat(scale), splat(bias)
+        q0, q1, q2 = splat(factor * polynomial[0]), splat(factor * polynomial[1]), splat(factor * polynomial[2])
+        q3, q4, q5 = splat(factor * polynomial[3]), splat(factor * polynomial[4]), splat(factor * polynomial[5])
+        half, one, zero = splat(_HALF * factor), splat(_ONE), splat(factor - factor)
+        for p in range(n):
+            s2, r2 = load(across, (j + p) * 2 * WIDTH), load(across, ((j + p) * 2 + 1) * WIDTH)
+            for row in range(ROWS):
+                k = ((i + p) * ROWS + row) * 2
+                ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
+                at = (p * ROWS + row) * WIDTH
+                c = fma(a, window(work, ring * LANES + at, n * LANES, size), b)
+                value = _relu(c, ss, rr, half, one, zero, q0, q1, q2, q3, q4, q5)
+                if addend >= 0:
+                    value = value + load(work, addend * LANES + at)
+                store(work, target * LANES + at, value)
+
+    return along_x, along_y, along_y_relu
+
+
+_x1, _y1, _r1 = _sums(1)
+_x2, _y2, _r2 = _sums(2)
+_x3, _y3, _r3 = _sums(3)
+_x4, _y4, _r4 = _sums(4)
+_x5, _y5, _r5 = _sums(5)
+_x6, _y6, _r6 = _sums(6)
+_x7, _y7, _r7 = _sums(7)
+_x, _y, _r = _sums(0)
 
 
 @njit
 def _sum_along_x(work, target, source, n_in, n_out, size, stride, before):
-    """Sums over the windows of a row, left to right; a pixel outside the row is 0."""
-    for x in range(n_out):
-        first = x * stride - before
-        start, stop = max(first, 0), min(first + size, n_in)
-        for row in range(ROWS):
-            total = _window(work, ((source + start) * ROWS + row) * WIDTH, LANES, stop - start)
-            store(work, ((target + x) * ROWS + row) * WIDTH, total)
+    if size == 3:
+        _x3(work, target, source, n_in, n_out, size, stride, before)
+    elif size == 7:
+        _x7(work, target, source, n_in, n_out, size, stride, before)
+    elif size == 4:
+        _x4(work, target, source, n_in, n_out, size, stride, before)
+    elif size == 5:
+        _x5(work, target, source, n_in, n_out, size, stride, before)
+    elif size == 6:
+        _x6(work, target, source, n_in, n_out, size, stride, before)
+    elif size == 1:
+        _x1(work, target, source, n_in, n_out, size, stride, before)
+    elif size == 2:
+        _x2(work, target, source, n_in, n_out, size, stride, before)
+    else:
+        _x(work, target, source, n_in, n_out, size, stride, before)
 
 
 @njit
-def _sum_along_y(work, target, ring, n, size, scale, bias):
-    """scale * (sum over the ring's rows) + bias"""
-    a, b = splat(scale), splat(bias)
-    for x in range(n * ROWS):
-        total = _window(work, (ring * ROWS + x) * WIDTH, n * LANES, size)
-        store(work, (target * ROWS + x) * WIDTH, fma(a, total, b))
+def _sum_along_y(work, target, ring, n, size, scale, bias, addend):
+    if size == 3:
+        _y3(work, target, ring, n, size, scale, bias, addend)
+    elif size == 7:
+        _y7(work, target, ring, n, size, scale, bias, addend)
+    elif size == 4:
+        _y4(work, target, ring, n, size, scale, bias, addend)
+    elif size == 5:
+        _y5(work, target, ring, n, size, scale, bias, addend)
+    elif size == 6:
+        _y6(work, target, ring, n, size, scale, bias, addend)
+    elif size == 1:
+        _y1(work, target, ring, n, size, scale, bias, addend)
+    elif size == 2:
+        _y2(work, target, ring, n, size, scale, bias, addend)
+    else:
+        _y(work, target, ring, n, size, scale, bias, addend)
 
 
 @njit
-def _sum_along_y_plus(work, target, ring, n, size, scale, bias, addend):
-    """The same plus a row of another map."""
-    a, b = splat(scale), splat(bias)
-    for x in range(n * ROWS):
-        total = _window(work, (ring * ROWS + x) * WIDTH, n * LANES, size)
-        store(work, (target * ROWS + x) * WIDTH, fma(a, total, b) + load(work, (addend * ROWS + x) * WIDTH))
+def _sum_along_y_relu(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p):
+    if size == 3:
+        _r3(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
+    elif size == 7:
+        _r7(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
+    elif size == 4:
+        _r4(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
+    elif size == 5:
+        _r5(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
+    elif size == 6:
+        _r6(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
+    elif size == 1:
+        _r1(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
+    elif size == 2:
+        _r2(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
+    else:
+        _r(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, p)
 
 
 @njit
@@ -279,18 +377,23 @@ def _run(table, numbers, buffers, channels, work, images_down, images_across, do
                     _sum_along_x(work, slot, row, n_in, n_out, t[_SIZE_X], t[_STRIDE_X], t[_BEFORE_X])
                 if padded >= size - 1 and (padded - size + 1) % stride == 0:
                     done = (padded - size + 1) // stride * n_out
-                    if after == 0 and addend >= 0:
-                        _sum_along_y_plus(work, target + done, ring, n_out, size, scale, bias, addend + done)
-                        continue
-                    out = row_buffer if addend >= 0 else target + done
-                    _sum_along_y(work, out, ring, n_out, size, scale, bias)
-                    if after > 0:
+                    other = addend + done if addend >= 0 else -1
+                    if after == 0:
+                        _sum_along_y(work, target + done, ring, n_out, size, scale, bias, other)
+                    elif after == _RELU and panel == 0:
+                        _sum_along_y_relu(
+                            work, target + done, ring, n_out, size, scale, bias, other, factor_after,
+                            down, j + done, across, j + done, relu,
+                        )  # fmt: skip
+                    else:
+                        out = row_buffer if addend >= 0 else target + done
+                        _sum_along_y(work, out, ring, n_out, size, scale, bias, -1)
                         _nonlinear_row(
                             after, work, out, out, n_out, factor_after,
                             down, j + done, across, j + done, panel, relu, step, erf,
                         )  # fmt: skip
-                    if addend >= 0:
-                        _add_rows(work, target + done, out, addend + done, n_out)
+                        if addend >= 0:
+                            _add_rows(work, target + done, out, other, n_out)
         else:
             for row in range(ROWS):
                 store(work, (ring * ROWS + row) * WIDTH, splat(_ZERO))
