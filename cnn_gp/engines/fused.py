@@ -121,12 +121,12 @@ class FusedEngine:
         maps = memory.work.reshape(-1, ROWS, WIDTH)
 
         def first_bad(run: Callable[[Compiled], None]) -> int:
-            for number, step in enumerate(self._program.steps):
+            for number, step in enumerate(code.steps):
                 run(_one_step(code, number))
                 place = code.table[number, 1]
                 if not np.isfinite(maps[place : place + step.size[0] * step.size[1]]).all():
                     return number
-            return len(self._program.steps)
+            return len(code.steps)
 
         channels = self._program.channels
         found = first_bad(
@@ -152,7 +152,7 @@ class FusedEngine:
                 )
             ),
         )
-        return "the merged program only" if found == len(self._program.steps) else self._program.steps[found].layer
+        return "the merged program only" if found == len(code.steps) else code.steps[found].layer
 
     def _checked(self, X: np.ndarray) -> np.ndarray:
         D = self._program.channels * self._program.size[0] * self._program.size[1]

@@ -35,8 +35,8 @@ LANES = 64
 #: Images down the side of a block.
 ROWS = LANES // WIDTH
 
-# The polynomials for Gaussian expectations, ready for the loops: the ReLU's in 1 - |rho| = 2 h, with the 1 / (2 pi).
-RELU = np.array([c * 2 ** (-1.5 - i) / (2 * math.pi) for i, c in enumerate(SIN_MINUS_T_COS)], np.float32)
+# The polynomials for Gaussian expectations, ready for the loops: the ReLU's in 1 - |rho| = 2 h, for twice its value.
+RELU = np.array([c * 2 ** (-1.5 - i) / math.pi for i, c in enumerate(SIN_MINUS_T_COS)], np.float32)
 STEP = np.array([c / math.pi for c in ASIN_HALF], np.float32)
 ERF = np.array(ASIN_QUARTER, np.float32)
 
@@ -70,19 +70,24 @@ def _erf(c, rr, zero, polynomial):
 
 
 @njit(forceinline=True)
-def _relu(c, ss, rr, half, one, zero, q0, q1, q2, q3, q4, q5):
-    """half * max(c, 0) + ss (1 - |rho|)^1.5 q(1 - |rho|): for c, the products of deviations and of reciprocals."""
-    g = larger(fma(negative(absolute(c)), rr, one), zero)
+def _relu(c, ss, rr, zero, q0, q1, q2, q3, q4, q5):
+    """
+    Twice E[relu(u) relu(v)], for their covariance and the products of their deviations and of the reciprocals.
+
+    max(c, 0) + s1 s2 g^(3/2) q(g) with g = 1 - |rho|: s1 s2 g is s1 s2 - |c|, one multiplication less, and the factor
+    1/2 is left to the next step's scale.
+    """
+    t = larger(ss - absolute(c), zero)
+    g = t * rr
     q = fma(fma(fma(fma(fma(q5, g, q4), g, q3), g, q2), g, q1), g, q0)
-    return fma(ss * (g * sqrt(g)), q, half * larger(c, zero))
+    return fma(t * sqrt(g), q, larger(c, zero))
 
 
 @njit
 def _relu_row(work, target, source, n, factor, down, i, across, j, polynomial):
     # Splatted once: in registers, not loaded again for every pair.
-    q0, q1, q2 = splat(factor * polynomial[0]), splat(factor * polynomial[1]), splat(factor * polynomial[2])
-    q3, q4, q5 = splat(factor * polynomial[3]), splat(factor * polynomial[4]), splat(factor * polynomial[5])
-    half, one = splat(_HALF * factor), splat(_ONE)
+    q0, q1, q2 = splat(polynomial[0]), splat(polynomial[1]), splat(polynomial[2])
+    q3, q4, q5 = splat(polynomial[3]), splat(polynomial[4]), splat(polynomial[5])
     # A zero that the compiler can't see through keeps the maximum one instruction.
     zero = splat(factor - factor)
     for p in range(n):
@@ -94,7 +99,7 @@ def _relu_row(work, target, source, n, factor, down, i, across, j, polynomial):
             store(
                 work,
                 ((target + p) * ROWS + row) * WIDTH,
-                _relu(c, ss, rr, half, one, zero, q0, q1, q2, q3, q4, q5),
+                _relu(c, ss, rr, zero, q0, q1, q2, q3, q4, q5),
             )
 
 
@@ -130,7 +135,7 @@ def _erf_row(work, target, source, n, factor, down, i, across, j, polynomial):
 
 @njit
 def _variance_row(function, work, target, source, n, factor, across, j, panel, polynomial):
-    """The nonlinearity of variances; the deviations of the images in row ``row`` of the lanes go to that panel."""
+    """The nonlinearity of variances (the ReLU's twice); the deviations of each row of lanes go to its panel."""
     one, zero = splat(_ONE), splat(_ZERO)
     for p in range(n):
         for row in range(ROWS):
@@ -142,7 +147,7 @@ def _variance_row(function, work, target, source, n, factor, across, j, panel, p
                 value = _erf(v, r * r, zero, polynomial)
             else:
                 r = where_less(v, splat(_TINY), zero, one / sqrt(v))
-                value = splat(_HALF * factor) * v if function == _RELU else splat(_HALF * factor)
+                value = v if function == _RELU else splat(_HALF * factor)
             k = row * panel + (j + p) * 2 * WIDTH
             store(across, k, s)
             store(across, k + WIDTH, r)
@@ -208,9 +213,9 @@ def _sums(fixed):
     def along_y_relu(work, target, ring, n, size, scale, bias, addend, factor, down, i, across, j, polynomial):
         """The same through a ReLU before the other map is added: the sums cost little beside its arithmetic."""
         a, b = splat(scale), splat(bias)
-        q0, q1, q2 = splat(factor * polynomial[0]), splat(factor * polynomial[1]), splat(factor * polynomial[2])
-        q3, q4, q5 = splat(factor * polynomial[3]), splat(factor * polynomial[4]), splat(factor * polynomial[5])
-        half, one, zero = splat(_HALF * factor), splat(_ONE), splat(factor - factor)
+        q0, q1, q2 = splat(polynomial[0]), splat(polynomial[1]), splat(polynomial[2])
+        q3, q4, q5 = splat(polynomial[3]), splat(polynomial[4]), splat(polynomial[5])
+        half, zero = splat(_HALF * factor), splat(factor - factor)
         for p in range(n):
             s2, r2 = load(across, (j + p) * 2 * WIDTH), load(across, ((j + p) * 2 + 1) * WIDTH)
             for row in range(ROWS):
@@ -218,9 +223,9 @@ def _sums(fixed):
                 ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
                 at = (p * ROWS + row) * WIDTH
                 c = fma(a, window(work, ring * LANES + at, n * LANES, size), b)
-                value = _relu(c, ss, rr, half, one, zero, q0, q1, q2, q3, q4, q5)
+                value = _relu(c, ss, rr, zero, q0, q1, q2, q3, q4, q5)
                 if addend >= 0:
-                    value = value + load(work, addend * LANES + at)
+                    value = fma(half, value, load(work, addend * LANES + at))
                 store(work, target * LANES + at, value)
 
     return along_x, along_y, along_y_relu
@@ -297,10 +302,12 @@ def _sum_along_y_relu(work, target, ring, n, size, scale, bias, addend, factor, 
 
 
 @njit
-def _add_rows(work, target, row, addend, n):
+def _add_rows(work, target, function, factor, row, addend, n):
+    """The values of a nonlinearity (0: of none) plus a row of another map."""
+    unit = splat(_HALF * factor if function == _RELU else _ONE)
     for x in range(n * ROWS):
-        total = load(work, (row * ROWS + x) * WIDTH) + load(work, (addend * ROWS + x) * WIDTH)
-        store(work, (target * ROWS + x) * WIDTH, total)
+        k = (target * ROWS + x) * WIDTH
+        store(work, k, fma(unit, load(work, (row * ROWS + x) * WIDTH), load(work, (addend * ROWS + x) * WIDTH)))
 
 
 @njit
@@ -356,7 +363,7 @@ def _run(table, numbers, buffers, channels, work, images_down, images_across, do
                     )  # fmt: skip
                     row = out
                 if addend >= 0:
-                    _add_rows(work, at, row, addend + y * n_in, n_in)
+                    _add_rows(work, at, before, factor_before, row, addend + y * n_in, n_in)
         elif t[_OPERATION] == _CONV:
             size, stride, margin = t[_SIZE_Y], t[_STRIDE_Y], t[_BEFORE_Y]
             # Rows above the map, of which there are margin, are zeros, as are those below.
@@ -393,7 +400,7 @@ def _run(table, numbers, buffers, channels, work, images_down, images_across, do
                             down, j + done, across, j + done, panel, relu, step, erf,
                         )  # fmt: skip
                         if addend >= 0:
-                            _add_rows(work, target + done, out, other, n_out)
+                            _add_rows(work, target + done, after, factor_after, out, other, n_out)
         else:
             for row in range(ROWS):
                 store(work, (ring * ROWS + row) * WIDTH, splat(_ZERO))

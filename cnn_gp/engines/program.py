@@ -41,8 +41,14 @@ class Nonlinear(NamedTuple):
     function: Function
     factor: float
     """The expectation is multiplied by it."""
+
     deviations: int
     """The number of the first of its positions among those of all nonlinearities."""
+
+    @property
+    def unit(self) -> float:
+        """What the loops' value is to be multiplied by: they leave the ReLU's factor / 2 to who reads it."""
+        return 0.5 * self.factor if self.function == "relu" else 1.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Step:
 class Compiled(NamedTuple):
     """A program as tables for the interpreter; places are counted in positions of a map."""
 
+    steps: list[Step]
+
     table: np.ndarray
     """int64 [steps, len(COLUMNS)]"""
     numbers: np.ndarray
@@ -104,7 +112,7 @@ class Program:
 
     def compiled(self, *, merge: bool = True) -> Compiled:
         """:param merge: False: every step on its own, every value in a place of its own, to look at them one by one."""
-        steps = merged(self.steps) if merge else dict(enumerate(self.steps))
+        steps = _with_units(merged(self.steps) if merge else dict(enumerate(self.steps)))
         places, used = _places(steps, reuse=merge)
         row = used
         ring = row + max(self._input_size(step, steps)[1] for step in steps.values())
@@ -122,7 +130,9 @@ class Program:
             ],
             np.float32,
         )
-        return Compiled(table, numbers, places[max(steps)], row, ring, ring + max([1, *rings]))
+        return Compiled(
+            list(steps.values()), table, numbers, places[next(reversed(steps))], row, ring, ring + max([1, *rings])
+        )
 
     def _input_size(self, step: Step, steps: dict[int, Step]) -> Size:
         return self.size if step.source < 0 else steps[step.source].size
@@ -198,6 +208,40 @@ def merged(steps: list[Step]) -> dict[int, Step]:
         ):
             del done[step.source]
             done[number] = replace(step, source=producer.source, before=producer.before)
+    return done
+
+
+def _with_units(steps: dict[int, Step]) -> dict[int, Step]:
+    """
+    The program with every ReLU's unit taken up: by the scale of the convolution or mean that reads it.
+
+    Where something else reads it too, a convolution of one pixel is put between. Units are 1/2 and 1: nothing is
+    rounded.
+    """
+    done: dict[int, Step] = {}
+    units: dict[int, float] = {}
+    renamed: dict[int, int] = {}
+    fresh = max(steps) + 1
+    for number, step in steps.items():
+        step = replace(step, source=renamed.get(step.source, step.source), addend=renamed.get(step.addend, step.addend))
+        if step.operation in ("conv", "mean"):
+            unit = step.before.unit if step.before else units.get(step.source, 1.0)
+            step = replace(step, scale=step.scale * unit)
+        done[number] = step
+        last = step.after or (step.before if step.operation == "pointwise" else None)
+        if last is None or step.addend >= 0 or last.unit == 1:
+            continue
+        readers = [other for other in steps.values() if number in other.sources]
+        if all(
+            other.operation in ("conv", "mean") and not other.before and other.addend != number for other in readers
+        ):
+            units[number] = last.unit
+            continue
+        one = Window(1, 1, 1, 1, 0)
+        rows, columns = (one._replace(inputs=n, outputs=n) for n in step.size)
+        done[fresh] = Step("conv", step.size, source=number, windows=(rows, columns), scale=last.unit, layer=step.layer)
+        renamed[number] = fresh
+        fresh += 1
     return done
 
 
