@@ -9,7 +9,7 @@ from cnn_gp.engines.program import COLUMNS, FUNCTIONS, OPERATIONS, Program
 from cnn_gp.engines.simd import WIDTH, fma, load, store
 
 #: Of one position of a nonlinearity in loops.py; a multiply-add counts as two, a root, maximum or selection as one.
-OF_FUNCTION = {0: 0, FUNCTIONS["relu"]: 22, FUNCTIONS["step"]: 24, FUNCTIONS["erf"]: 22}
+OF_FUNCTION = {0: 0, FUNCTIONS["relu"]: 20, FUNCTIONS["step"]: 24, FUNCTIONS["erf"]: 22}
 
 
 def per_entry(program: Program) -> int:
