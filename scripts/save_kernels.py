@@ -8,7 +8,6 @@ Started again with the same flags it does only what is missing. Any number of th
 
 import functools
 import uuid
-from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from cnn_gp import cli, datasets
 from cnn_gp.architectures import MODELS, build_kernel, run_name
 from cnn_gp.claims import TIMEOUT
 from cnn_gp.compute import compute_run, describe_run, status
-from cnn_gp.engines import ENGINES, Engine, choose_engine
+from cnn_gp.engines import ENGINES, choose_engine, worker_engine
 from cnn_gp.errors import UserError
 from cnn_gp.store import RunDirectory
 from cnn_gp.worker import Job
@@ -67,7 +66,7 @@ def main() -> None:
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **sizes)
 
     with cli.without_startup_messages():
-        from cnn_gp.engines.tensorflow import configure, worker_engine
+        from cnn_gp.engines.tensorflow import configure
 
         # Several GPUs get a process each, and this one only hands out the work.
         n_gpus_seen = configure(FLAGS.n_gpus, use=FLAGS.n_gpus <= 1 and FLAGS.scheduler is None)
@@ -97,16 +96,15 @@ def main() -> None:
         print(f"TensorFlow sees {n_gpus_seen} GPUs, but the CPU is used: give --n_gpus={n_gpus_seen} to use them.")
     for name in unusable:
         run.discard(name)
-    engine: Callable[[str], Engine] = functools.partial(
-        worker_engine, model_arguments=model_arguments, n_max=FLAGS.n_max
-    )
-    if choice.program is not None:
-        from cnn_gp.engines.fused import fused_engine, is_compiled
+    if choice.program is not None and FLAGS.scheduler is None:
+        from cnn_gp.engines.fused import is_compiled
 
-        if FLAGS.scheduler is None and not is_compiled():
+        if not is_compiled():
             print("The fused engine is compiled, once on this machine: it takes about 20 s.")
-        engine = functools.partial(fused_engine, program=choice.program, n_threads=FLAGS.n_threads)
     print(f"Engine: {choice.name}." + (f" {choice.reason}." if choice.reason else ""), flush=True)
+    engine = functools.partial(
+        worker_engine, choice=choice, model_arguments=model_arguments, n_max=FLAGS.n_max, n_threads=FLAGS.n_threads
+    )
     job = Job(str(Path(FLAGS.path).absolute()), run.name, engine, FLAGS.claim_timeout)
     devices = [f"gpu:{i}" for i in range(FLAGS.n_gpus)] or ["cpu"]
     cluster = None if FLAGS.scheduler is None else _cluster(FLAGS.scheduler, run)

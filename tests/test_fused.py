@@ -290,8 +290,9 @@ def test_a_worker_does_not_import_tensorflow(tmp_path):
     (tmp_path / "program").write_bytes(pickle.dumps(lower(kernel)))
     np.save(tmp_path / "X.npy", images(kernel, 12))
     program = (
-        "import pickle, sys; import numpy as np; from cnn_gp.engines.fused import fused_engine;"
-        "engine = fused_engine('cpu', program=pickle.load(open(sys.argv[1] + '/program', 'rb')));"
+        "import pickle, sys; import numpy as np; from cnn_gp.engines import Choice, worker_engine;"
+        "program = pickle.load(open(sys.argv[1] + '/program', 'rb'));"
+        "engine = worker_engine('cluster', choice=Choice('fused', program, True), model_arguments={});"
         "np.save(sys.argv[1] + '/K.npy', engine.matrix(np.load(sys.argv[1] + '/X.npy')));"
         "sys.exit('tensorflow' in sys.modules)"
     )

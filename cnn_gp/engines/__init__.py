@@ -5,7 +5,8 @@ An engine takes a kernel and arrays of images and returns arrays of entries. It 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -43,6 +44,8 @@ class Choice(NamedTuple):
     name: str
     program: "Program | None" = None
     """The fused engine's."""
+    asked: bool = False
+    """Whether it was asked for by name."""
     reason: str = ""
     """Where "auto" passed the fused engine over on the CPU: why."""
 
@@ -56,7 +59,7 @@ def choose_engine(name: str, kernel: "NNGPKernel", *, n_gpus: int = 0, float_typ
     if name not in ENGINES:
         raise UserError(f"The engine is {name!r}; expected one of {', '.join(ENGINES)}.")
     if name == "tensorflow" or (name == "auto" and n_gpus):
-        return Choice("tensorflow")
+        return Choice("tensorflow", asked=name == "tensorflow")
     from .lowering import NotLowered, lower
 
     try:
@@ -64,11 +67,35 @@ def choose_engine(name: str, kernel: "NNGPKernel", *, n_gpus: int = 0, float_typ
             raise NotLowered(f"The fused engine computes on the CPU, and --n_gpus is {n_gpus}: leave one of them out.")
         if float_type != "float32":
             raise NotLowered(f"The fused engine computes in float32, not in {float_type}: take --engine=tensorflow.")
-        return Choice("fused", lower(kernel))
+        return Choice("fused", lower(kernel), asked=name == "fused")
     except NotLowered as reason:
         if name == "fused":
             raise
         return Choice("tensorflow", reason=str(reason).split(": take")[0])
+
+
+def worker_engine(
+    device: str,
+    *,
+    choice: Choice,
+    model_arguments: dict[str, Any],
+    n_max: int = 200,
+    n_threads: int | None = None,
+) -> Engine:
+    """
+    In a worker: the engine that was chosen, on a device. TensorFlow is imported only where it computes.
+
+    :param device: "cpu", "gpu:i", or "cluster": there "auto" takes a GPU where the worker's machine has one.
+    :param model_arguments: of :func:`cnn_gp.architectures.build_kernel`.
+    """
+    on_gpu = device == "cluster" and not choice.asked and Path("/dev/nvidiactl").exists()
+    if choice.program is not None and not on_gpu:
+        from .fused import FusedEngine
+
+        return FusedEngine(choice.program, n_threads=n_threads)
+    from .tensorflow import worker_engine as tensorflow_worker_engine
+
+    return tensorflow_worker_engine(device, model_arguments=model_arguments, n_max=n_max)
 
 
 def make_engine(

@@ -34,11 +34,6 @@ _variances: Callable[..., None] = loops.variances
 _covariances: Callable[..., None] = loops.covariances
 
 
-def fused_engine(device: str, *, program: Program, n_threads: int | None = None) -> "FusedEngine":
-    """In a worker: the engine of a program, on the CPU whatever the device is called."""
-    return FusedEngine(program, n_threads=n_threads)
-
-
 def is_compiled() -> bool:
     """Whether the machine code is in Numba's cache, so that the first use needn't wait for the compiler."""
     source = Path(loops.__file__).stat().st_mtime
