@@ -1,0 +1,206 @@
+"""
+The Cholesky factorisation of a large symmetric matrix in half its memory, in float64, by LAPACK and BLAS.
+
+The lower triangle is kept as square blocks, each an array of its own in Fortran's order. So every operation is a full
+``potrf``, ``trsm``, ``syrk`` or ``gemm`` in place, nothing is copied, no index comes near 2^31, and the factor of a
+leading part of the matrix is the leading part of the factor. (LAPACK's own half storage, ``pftrf``, is as fast, but its
+integers overflow from N = 46,341 on.)
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from scipy.linalg import blas, lapack
+
+#: Rows and columns of a block: large enough for BLAS to run at full speed.
+BLOCK = 2500
+
+
+class NotPositiveDefinite(Exception):
+    """The leading ``order`` rows and columns aren't positive definite in float64."""
+
+    def __init__(self, order: int) -> None:
+        super().__init__(f"the leading {order} rows and columns aren't positive definite")
+        self.order = order
+
+
+class LowerBlocks:
+    """
+    The lower triangle of a symmetric [N, N] matrix in blocks; after :meth:`factorise`, that of its Cholesky factor L.
+
+    :param N: rows and columns.
+    :param block: rows and columns of a block.
+    """
+
+    def __init__(self, N: int, block: int = BLOCK) -> None:
+        self.N = N
+        self.bounds = [(start, min(start + block, N)) for start in range(0, N, block)]
+        self._blocks = [
+            [np.zeros((stop - start, right - left), order="F") for left, right in self.bounds[: i + 1]]
+            for i, (start, stop) in enumerate(self.bounds)
+        ]
+
+    @staticmethod
+    def n_bytes(N: int, block: int = BLOCK) -> int:
+        """The memory that the blocks take: half a matrix, and half of the blocks on the diagonal too much."""
+        return 8 * sum((min(start + block, N) - start) * min(start + block, N) for start in range(0, N, block))
+
+    def fill(self, first: int, columns: np.ndarray) -> None:
+        """
+        Set columns ``first`` to ``first + width`` from row ``first`` on.
+
+        :param columns: [N - first, width] in any dtype, whose top [width, width] is symmetric.
+        """
+        last = first + columns.shape[1]
+        for j, (left, right) in enumerate(self.bounds):
+            a, b = max(first, left), min(last, right)
+            if a >= b:
+                continue
+            for i in range(j, len(self.bounds)):
+                start, stop = self.bounds[i]
+                top = max(start, first)
+                if top < stop:
+                    piece = columns[top - first : stop - first, a - first : b - first]
+                    self._blocks[i][j][top - start :, a - left : b - left] = piece
+
+    def diagonal(self) -> np.ndarray:
+        """[N], a copy."""
+        return np.concatenate([np.diagonal(row[-1]) for row in self._blocks])
+
+    def add_to_diagonal(self, value: float) -> None:
+        """Before the factorisation."""
+        for row in self._blocks:
+            index = np.arange(len(row[-1]))
+            row[-1][index, index] += value
+
+    @property
+    def n_steps(self) -> int:
+        """How often :meth:`factorise` reports progress."""
+        n = len(self.bounds)
+        return n * (n + 1) * (n + 2) // 6
+
+    def factorise(self, progress: Callable[[int], None] = lambda steps: None) -> None:
+        """
+        Replace the matrix by its factor.
+
+        :param progress: called with the number of block operations done since the last call.
+        :raises NotPositiveDefinite: the contents are lost then.
+        """
+        n = len(self.bounds)
+        for j in range(n):
+            factor, info = lapack.dpotrf(self._blocks[j][j], lower=1, clean=0, overwrite_a=1)
+            if info > 0:
+                raise NotPositiveDefinite(self.bounds[j][0] + info)
+            self._in_place(j, j, factor)
+            progress(1)
+            for i in range(j + 1, n):
+                below = blas.dtrsm(1.0, factor, self._blocks[i][j], side=1, lower=1, trans_a=1, overwrite_b=1)
+                self._in_place(i, j, below)
+                progress(1)
+            for k in range(j + 1, n):
+                right = self._blocks[k][j]
+                self._in_place(k, k, blas.dsyrk(-1.0, right, beta=1.0, c=self._blocks[k][k], lower=1, overwrite_c=1))
+                progress(1)
+                for i in range(k + 1, n):
+                    below = self._blocks[i][j]
+                    product = blas.dgemm(-1.0, below, right, beta=1.0, c=self._blocks[i][k], trans_b=1, overwrite_c=1)
+                    self._in_place(i, k, product)
+                    progress(1)
+
+    def _in_place(self, i: int, j: int, result: np.ndarray) -> None:
+        # SciPy copies, silently, what isn't as BLAS wants it.
+        assert result.ctypes.data == self._blocks[i][j].ctypes.data
+
+    def log_determinant(self, n: int | None = None) -> float:
+        """Of the matrix, or its leading n rows and columns, from the factor."""
+        return 2 * float(np.log(self.diagonal()[:n]).sum())
+
+    def forward(self, B: np.ndarray, n: int | None = None, first: int = 0) -> np.ndarray:
+        """
+        L^-1 B with the factor, for B [N, m]; with ``n`` that of the leading n rows and columns, for B [n, m].
+
+        :param first: rows of B before this one are 0, a block's first row; they are skipped.
+        """
+        X = self._right_side(B, n)
+        for j, (left, right) in self._leading(n):
+            if right <= first:
+                continue
+            X[left:right] = self._triangular(j, right - left, X[left:right], transposed=False)
+            for i, (start, stop) in self._leading(n):
+                if i > j:
+                    X[start:stop] -= self._blocks[i][j][: stop - start, : right - left] @ X[left:right]
+        return X
+
+    def backward(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
+        """L^-T B, as :meth:`forward`."""
+        X = self._right_side(B, n)
+        for j, (left, right) in reversed(list(self._leading(n))):
+            for i, (start, stop) in self._leading(n):
+                if i > j:
+                    X[left:right] -= self._blocks[i][j][: stop - start, : right - left].T @ X[start:stop]
+            X[left:right] = self._triangular(j, right - left, X[left:right], transposed=True)
+        return X
+
+    def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
+        """The matrix's (or its leading n rows' and columns') inverse times B, with the factor."""
+        return self.backward(self.forward(B, n), n)
+
+    def times(self, B: np.ndarray) -> np.ndarray:
+        """L L^T B: the matrix that was factorised, times B."""
+        product = np.zeros_like(B)
+        for j, (left, right) in self._leading(None):
+            upper = np.zeros_like(B[left:right])
+            for i, (start, stop) in self._leading(None):
+                if i >= j:
+                    upper += self._lower(i, j).T @ B[start:stop]
+            for i, (start, stop) in self._leading(None):
+                if i >= j:
+                    product[start:stop] += self._lower(i, j) @ upper
+        return product
+
+    def _lower(self, i: int, j: int) -> np.ndarray:
+        return np.tril(self._blocks[i][j]) if i == j else self._blocks[i][j]
+
+    def inverse_diagonal(self, progress: Callable[[int], None] = lambda steps: None) -> np.ndarray:
+        """
+        The diagonal of the matrix's inverse, [N]: the squared norms of the columns of L^-1, N^3 / 3 operations.
+
+        :param progress: called once for every block of columns.
+        """
+        result = np.empty(self.N)
+        for left, right in self.bounds:
+            identity = np.zeros((self.N, right - left), order="F")
+            identity[np.arange(left, right), np.arange(right - left)] = 1
+            columns = self.forward(identity, first=left)
+            result[left:right] = np.einsum("ij,ij->j", columns[left:], columns[left:])
+            progress(1)
+        return result
+
+    def _triangular(self, j: int, n: int, B: np.ndarray, *, transposed: bool) -> np.ndarray:
+        return blas.dtrsm(1.0, self._blocks[j][j][:n, :n], B, lower=1, trans_a=int(transposed))
+
+    def _leading(self, n: int | None) -> Iterator[tuple[int, tuple[int, int]]]:
+        n = self.N if n is None else n
+        for i, (start, stop) in enumerate(self.bounds):
+            if start < n:
+                yield i, (start, min(stop, n))
+
+    def _right_side(self, B: np.ndarray, n: int | None) -> np.ndarray:
+        expected = self.N if n is None else n
+        if len(B) != expected:
+            raise ValueError(f"The right side has {len(B)} rows; expected {expected}.")
+        return np.array(B, np.float64, order="F", copy=True)
+
+
+def n_operations(N: int) -> float:
+    """Floating-point operations of a Cholesky factorisation."""
+    return N**3 / 3
+
+
+def largest(n_bytes: float) -> int:
+    """The largest N whose blocks fit in so many bytes."""
+    N = int(math.sqrt(n_bytes / 4))
+    while N > 0 and LowerBlocks.n_bytes(N) > n_bytes:
+        N -= max(1, N // 1000)
+    return N
