@@ -7,7 +7,7 @@ threads.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,24 +186,34 @@ class FusedEngine:
         images, down, variances = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         code = _arguments(self._compiled, self._program.channels)
 
-        def pass_columns(first: int) -> None:
+        def pass_columns(task: tuple[int, int, int]) -> None:
+            first, top, end = task
             last = min(first + LANES, len(columns))
             block = self._block(columns[first:last])
             for group, left in enumerate(range(first, last, WIDTH)):
                 right = min(left + WIDTH, last)
                 # Of a symmetric matrix only what isn't wholly below the diagonal.
-                bottom = min(stop, right) if symmetric else stop
-                n_blocks = -(-(bottom - start) // ROWS)
-                entries = np.empty((n_blocks * ROWS, WIDTH), np.float32)
+                bottom = min(end, right) if symmetric else end
+                if bottom <= top:
+                    continue
+                blocks = slice((top - start) // ROWS, -(-(bottom - start) // ROWS))
+                entries = np.empty(((blocks.stop - blocks.start) * ROWS, WIDTH), np.float32)
                 _covariances(
-                    *code, self._memory.work, images[:n_blocks], block.images[group].reshape(-1), down[:n_blocks],
-                    block.deviations[group].reshape(-1), entries, *_POLYNOMIALS,
-                )  # fmt: skip
-                result[start:bottom, left:right] = entries[: bottom - start, : right - left]
+                    *code,
+                    self._memory.work,
+                    images[blocks],
+                    block.images[group].reshape(-1),
+                    down[blocks],
+                    block.deviations[group].reshape(-1),
+                    entries,
+                    *_POLYNOMIALS,
+                )
+                result[top:bottom, left:right] = entries[: bottom - top, : right - left]
             if progress is not None:
-                progress(_n_entries(start, stop, first, last, symmetric))
+                progress(_n_entries(top, end, first, last, symmetric))
 
-        each(self._pool, pass_columns, range(start if symmetric else 0, len(columns), LANES))
+        firsts = range(start if symmetric else 0, len(columns), LANES)
+        each(self._pool, pass_columns, _tasks(firsts, start, stop, self.n_threads))
         if symmetric:
             square = result[start:stop, start:stop]
             lower = np.tril_indices(len(square), -1)
@@ -212,11 +222,24 @@ class FusedEngine:
             result[stop:, start:stop] = result[start:stop, stop:].T
 
 
+def _tasks(firsts: range, start: int, stop: int, n_threads: int) -> Iterator[tuple[int, int, int]]:
+    """
+    (first column, first row, end of rows) of the blocks of columns at ``firsts``, for rows ``start`` to ``stop``.
+
+    The last ones are cut into pieces, so that no thread is long without work at the end.
+    """
+    for number, first in enumerate(firsts):
+        pieces = n_threads if number >= len(firsts) - 2 * n_threads else 1
+        height = -(-(stop - start) // (pieces * ROWS)) * ROWS
+        for top in range(start, stop, height):
+            yield first, top, min(top + height, stop)
+
+
 def _n_entries(start: int, stop: int, first: int, last: int, symmetric: bool) -> int:
     """How many entries there are; of a symmetric matrix those on and above the diagonal."""
     if not symmetric:
         return (stop - start) * (last - first)
-    return sum(min(stop, column + 1) - start for column in range(first, last))
+    return sum(max(0, min(stop, column + 1) - start) for column in range(first, last))
 
 
 def _arguments(code: Compiled, channels: int) -> tuple:
