@@ -64,4 +64,4 @@ done
 
 echo
 [[ ${#shrunk[@]} == 0 ]] || echo "No kernel, because the network shrinks below one pixel: ${shrunk[*]}"
-"$PYTHON" scripts/report.py --path="$WORKDIR"
+"$PYTHON" scripts/report.py --path="$WORKDIR" $("$PYTHON" -c "import matplotlib" 2> /dev/null || echo --nofigures)

@@ -41,6 +41,7 @@ setup(
         "figures": ["matplotlib>=3.9,<4"],
         "cluster": ["dask[distributed]>=2025.1", "dask-jobqueue>=0.9"],
         "test": [
+            "matplotlib>=3.9,<4",
             "dask[distributed]>=2025.1",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

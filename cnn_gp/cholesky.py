@@ -64,6 +64,14 @@ class LowerBlocks:
                     piece = columns[top - first : stop - first, a - first : b - first]
                     self._blocks[i][j][top - start :, a - left : b - left] = piece
 
+    def matrix(self) -> np.ndarray:
+        """The whole symmetric matrix [N, N], before the factorisation; for small ones."""
+        whole = np.empty((self.N, self.N))
+        for (start, stop), row in zip(self.bounds, self._blocks, strict=True):
+            for (left, right), block in zip(self.bounds, row, strict=False):
+                whole[start:stop, left:right] = block
+        return np.tril(whole) + np.tril(whole, -1).T
+
     def diagonal(self) -> np.ndarray:
         """[N], a copy."""
         return np.concatenate([np.diagonal(row[-1]) for row in self._blocks])

@@ -8,17 +8,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from .architectures import PAPER_ERRORS
 from .atomic import write_atomically
 from .errors import UserError
 
 #: What decides a result, besides the run's fingerprint: another one isn't written over it unasked.
-_SETTINGS = ("fingerprint", "N_train", "N_vali", "N_test", "jitter_asked")
+_SETTINGS = ("fingerprint", "N_train", "N_vali", "N_test", "jitter_asked", "noise_asked")
 
 _CSV_COLUMNS = (
-    "model dataset N_train N_vali N_test training_error validation_error test_error jitter relative_residual "
-    "log_marginal_likelihood n_convolutions filter_sizes strides paddings nonlinearities var_weights var_biases "
-    "n_skips kernel_seconds solve_seconds float_type n_max fingerprint"
+    "model dataset N_train N_vali N_test training_error validation_error test_error jitter noise relative_residual "
+    "log_marginal_likelihood condition_number n_convolutions filter_sizes strides paddings nonlinearities var_weights "
+    "var_biases n_skips kernel_seconds solve_seconds float_type n_max fingerprint"
 ).split()
 
 
@@ -58,7 +60,7 @@ def _distinct(values: Iterator[Any]) -> list[Any]:
 
 class ResultFiles:
     """
-    ``FOLDER/RUN.json`` and ``FOLDER/RUN.csv``.
+    ``FOLDER/RUN.json`` and ``FOLDER/RUN.csv``, and beside them ``RUN_predictions.npz`` and ``RUN_learning_curve.csv``.
 
     :param folder: where results lie.
     :param name: the run's name.
@@ -67,6 +69,7 @@ class ResultFiles:
     def __init__(self, folder: Path, name: str) -> None:
         self.json_path = folder / f"{name}.json"
         self.csv_path = folder / f"{name}.csv"
+        self.arrays_path = folder / f"{name}_predictions.npz"
 
     def read(self) -> dict[str, Any] | None:
         """The result, or None where there is none. :raises UserError: where it can't be read."""
@@ -77,11 +80,12 @@ class ResultFiles:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.json_path} can't be read ({error}): move it away and start again.") from error
 
-    def finished(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+    def finished(self, settings: dict[str, Any], extras: Sequence[str] = ()) -> dict[str, Any] | None:
         """
         The result of these settings, if it is there, CSV included.
 
-        :param settings: the values of "fingerprint", "N_train", "N_vali", "N_test" and "jitter_asked".
+        :param settings: the values of "fingerprint", "N_train", "N_vali", "N_test", "jitter_asked" and "noise_asked".
+        :param extras: what the result must have besides errors, such as "variances".
         :raises UserError: where a result of other settings is there.
         """
         there = self.read()
@@ -91,7 +95,37 @@ class ResultFiles:
         if differing:
             named = "; ".join(f"{key} is {there.get(key)} there and {settings[key]} asked for" for key in differing)
             raise UserError(f"{self.json_path} holds another result ({named}): give --overwrite, or another --csv_dir.")
+        lacking = [extra for extra in extras if extra not in there.get("extras", ())]
+        if lacking:
+            raise UserError(
+                f"{self.json_path} is there without {' and '.join(lacking)}: give --overwrite, or another --csv_dir."
+            )
         return there if self.csv_path.exists() else None
+
+    def check_writable(self) -> None:
+        """:raises UserError: where nothing can be written there: said before hours of work, not after."""
+        probe = self.json_path.with_name(f".{self.json_path.name}.probe")
+        write_atomically(probe, lambda content: _write_text(content, ""))
+        probe.unlink(missing_ok=True)
+
+    def write_extra(self, name: str, content: bytes) -> None:
+        """``FOLDER/RUN_NAME``, atomically."""
+        path = self.json_path.with_name(f"{self.json_path.stem}_{name}")
+        write_atomically(path, lambda file: _write_bytes(file, content))
+
+    def write_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """alpha, the means and what else there is of the validation and test images, atomically."""
+        write_atomically(self.arrays_path, lambda content: np.savez(content, **arrays))
+
+    def read_arrays(self) -> dict[str, np.ndarray]:
+        """What :meth:`write_arrays` wrote. :raises UserError: where it isn't there or can't be read."""
+        try:
+            with np.load(self.arrays_path) as file:
+                return dict(file)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.arrays_path} can't be read ({error}): start classify_gp.py again with --overwrite."
+            ) from error
 
     def write(self, result: dict[str, Any]) -> None:
         """Write both files, each atomically."""
@@ -102,6 +136,10 @@ class ResultFiles:
 
 def _write_text(content: BinaryIO, text: str) -> None:
     content.write(text.encode())
+
+
+def _write_bytes(content: BinaryIO, data: bytes) -> None:
+    content.write(data)
 
 
 def _write_csv(content: BinaryIO, result: dict[str, Any]) -> None:

@@ -307,6 +307,22 @@ class RunDirectory:
                 f"{listed}; start save_kernels.py again with the same flags, it does only what is missing."
             )
 
+    def check_data(self) -> None:
+        """:raises UserError: where the run's images and labels aren't those that its description was made for."""
+        if not self._images_path.exists():
+            return
+        labels = self.labels()
+        with h5py.File(self._images_path, "r") as file:
+            X, Xv, Xt = (file[name][()] for name in ("X", "Xv", "Xt"))
+        description = self.description()
+        shape, n_classes = description.image_shape, description.n_classes
+        there = Dataset(description.dataset, X, labels["Y"], Xv, labels["Yv"], Xt, labels["Yt"], shape, n_classes)
+        if there.data_hash() != description.data_hash:
+            raise UserError(
+                f"The images and labels in {self.folder} aren't those that the run was begun with (their SHA-256 "
+                "differs): move the folder away and compute the run again."
+            )
+
     def read_rows(self, matrix: str) -> Iterator[tuple[BlockRow, np.ndarray]]:
         """
         The stored rows of blocks of a matrix, in order, as they were computed (float32 or float64).

@@ -6,19 +6,27 @@ Stage 2: solve the Gaussian process regression of a stored kernel, and count its
 Needs the working directory alone: neither the data set nor TensorFlow.
 """
 
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from cnn_gp import cli
 from cnn_gp.architectures import MODELS, run_name
+from cnn_gp.cholesky import n_operations
 from cnn_gp.errors import UserError
-from cnn_gp.predict import error_percent, predict, validation_labels
+from cnn_gp.learning_curve import default_sizes, learning_curve, to_csv
+from cnn_gp.leave_one_out import leave_one_out
+from cnn_gp.predict import Predictions, error_percent, predict, validation_labels, variances
+from cnn_gp.predict import n_operations as n_operations_of_variances
+from cnn_gp.progress import duration
 from cnn_gp.results import ResultFiles, hyperparameters, table
-from cnn_gp.solve import solve, targets
+from cnn_gp.scores import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
+from cnn_gp.solve import Solution, check_memory, solve, targets
 from cnn_gp.store import RunDirectory, software
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
@@ -33,6 +41,10 @@ flags.DEFINE_integer("N_train", None, "Train on the first so many images; those 
 flags.DEFINE_integer("N_vali", None, "Validate on so many images; by default as many as are stored for it.")
 flags.DEFINE_integer("N_test", None, "Test on so many images; by default all.")
 flags.DEFINE_float("jitter", 0.0, "Added to the diagonal, relative to its mean; more is taken where that fails.")
+flags.DEFINE_list("noise", ["0"], "Observation noise, as --jitter; of several the best on the validation set is taken.")
+flags.DEFINE_bool("variances", False, "Also variances, class probabilities, and how good they are.")
+flags.DEFINE_bool("leave_one_out", False, "Also the leave-one-out error and log predictive density.")
+flags.DEFINE_string("learning_curve", "", "Also errors at fewer training images: 'auto', or numbers such as 500,1000.")
 flags.DEFINE_string("csv_dir", "results", "Folder of the results, in the working directory.")
 flags.DEFINE_bool("overwrite", False, "Replace a result with other settings.")
 flags.DEFINE_bool(
@@ -50,6 +62,8 @@ def main() -> None:
     N_test = _size("N_test", FLAGS.N_test, description.N_test, description.N_test)
     if not 0 <= FLAGS.jitter < float("inf"):
         raise UserError(f"--jitter is {FLAGS.jitter}; expected a finite number of at least 0, such as 1e-6.")
+    noises = _noises(FLAGS.noise)
+    sizes = _curve_sizes(FLAGS.learning_curve, N_train)
 
     settings = {
         "fingerprint": description.fingerprint,
@@ -57,15 +71,20 @@ def main() -> None:
         "N_vali": N_vali,
         "N_test": N_test,
         "jitter_asked": FLAGS.jitter,
+        "noise_asked": noises,
     }
+    extras = [name for name in ("variances", "leave_one_out", "learning_curve") if FLAGS[name].value]
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)
-    result = None if FLAGS.overwrite else files.finished(settings)
+    result = None if FLAGS.overwrite else files.finished(settings, extras)
     if result is not None:
         print(f"{files.json_path} is there already.")
     else:
+        files.check_writable()
         run.check_complete()
-        print(f"{run.name}: solving for {N_train:,} images, {8 * N_train**2 / 1e9:.2f} GB of memory.", flush=True)
-        result = {**settings, **_classify(run, N_train, N_vali, N_test)}
+        run.check_data()
+        needed = check_memory(run, N_train)
+        print(f"{run.name}: solving for {N_train:,} images, {needed / 1e9:.2f} GB of memory.", flush=True)
+        result = {**settings, "extras": extras, **_classify(run, files, noises, sizes, N_train, N_vali, N_test)}
         files.write(result)
     print(table([{"run": run.name, **result}]))
     if result["relative_residual"] > RESIDUAL_WARNING:
@@ -79,24 +98,67 @@ def main() -> None:
         print(f"The tiles of {run.name} are deleted (--nokeep_tiles).")
 
 
-def _classify(run: RunDirectory, N_train: int, N_vali: int, N_test: int) -> dict[str, Any]:
+def _classify(
+    run: RunDirectory,
+    files: ResultFiles,
+    noises: list[float],
+    sizes: list[int],
+    N_train: int,
+    N_vali: int,
+    N_test: int,
+) -> dict[str, Any]:
     description, labels = run.description(), run.labels()
     Y = targets(labels["Y"][:N_train], description.n_classes)
-    solution = solve(run, Y, FLAGS.jitter, say=lambda line: print(line, flush=True))
-    start = time.perf_counter()
-    means = predict(run, solution, Y, N_vali, N_test)
-    predicting = time.perf_counter() - start
-    provenance = run.provenance()
-    return {
+    vali_labels, test_labels = validation_labels(labels, N_train)[:N_vali], labels["Yt"][:N_test]
+    solution, means, tried = _best(run, Y, noises, vali_labels, N_test)
+    s = output_scale(Y, solution.alpha)
+    result: dict[str, Any] = {
         "model": description.model,
         "dataset": description.dataset,
         "training_error": error_percent(means.train, labels["Y"][:N_train]),
-        "validation_error": error_percent(means.vali, validation_labels(labels, N_train)[:N_vali]),
-        "test_error": error_percent(means.test, labels["Yt"][:N_test]),
+        "validation_error": error_percent(means.vali, vali_labels),
+        "test_error": error_percent(means.test, test_labels),
         "jitter": solution.jitter,
-        "relative_residual": means.relative_residual,
+        "noise": solution.noise,
+        "noise_search": tried,
+        "mean_diagonal": solution.scale,
+        "output_scale": s,
+        "relative_residual": solution.relative_residual,
+        "refinements": solution.refinements,
         "log_marginal_likelihood": solution.log_marginal_likelihood,
+        "scaled_log_marginal_likelihood": scaled_log_marginal_likelihood(Y, s, solution.log_determinant),
+        "log_marginal_likelihoods": solution.log_marginal_likelihoods.tolist(),
         "log_determinant": solution.log_determinant,
+        "extreme_eigenvalues": solution.extreme_eigenvalues,
+        "condition_number": solution.condition_number,
+    }
+    arrays = {"alpha": solution.alpha, "vali": means.vali, "test": means.test}
+    arrays.update(labels_vali=vali_labels, labels_test=test_labels)
+    start = time.perf_counter()
+    if sizes:
+        points = learning_curve(run, solution, Y, sizes, N_test)
+        files.write_extra("learning_curve.csv", to_csv(points).encode())
+        result["learning_curve"] = [vars(point) for point in points]
+    if FLAGS.variances:
+        factorisation = solution.times["factorise"]
+        expected = factorisation * n_operations_of_variances(N_train, N_vali + N_test) / n_operations(N_train)
+        print(f"Variances of {N_vali + N_test:,} images: about {duration(expected)}.", flush=True)
+        found = dict(zip(("vali", "test"), variances(run, solution, N_vali, N_test), strict=True))
+        result["scores"] = {}
+        for name, numbers in (("vali", vali_labels), ("test", test_labels)):
+            log_p = log_probabilities(arrays[name], s * found[name])
+            result["scores"][name] = scores(log_p, numbers)
+            arrays.update({f"variances_{name}": found[name], f"log_probabilities_{name}": log_p})
+    if FLAGS.leave_one_out:
+        left_out = leave_one_out(solution, Y)
+        result["leave_one_out"] = {
+            "error": error_percent(left_out.means, labels["Y"][:N_train]),
+            "log_predictive_density": left_out.log_predictive_density(Y, s),
+        }
+    files.write_arrays(arrays)
+    provenance = run.provenance()
+    return {
+        **result,
         "hyperparameters": hyperparameters(description.kernel),
         "kernel": description.kernel,
         "float_type": description.float_type,
@@ -104,11 +166,60 @@ def _classify(run: RunDirectory, N_train: int, N_vali: int, N_test: int) -> dict
         "times": {
             "kernel": sum(part.get("seconds", 0.0) for part in provenance),
             **solution.times,
-            "predict": predicting,
+            "extras": time.perf_counter() - start,
         },
+        # Kilobytes on Linux.
+        "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "versions": software(),
         "kernel_computed_by": [dict(t) for t in sorted({_who(part) for part in provenance})],
     }
+
+
+def _best(
+    run: RunDirectory, Y: np.ndarray, noises: list[float], vali_labels: np.ndarray, N_test: int
+) -> tuple[Solution, Predictions, list[dict[str, float]]]:
+    """The solution and means of the noise with the smallest validation error, the first of them; and all errors."""
+
+    def attempt(noise: float) -> tuple[Solution, Predictions]:
+        solution = solve(run, Y, FLAGS.jitter, noise, say=lambda line: print(line, flush=True))
+        start = time.perf_counter()
+        means = predict(run, solution.alpha, len(vali_labels), N_test)
+        solution.times["predict"] = time.perf_counter() - start
+        return solution, means
+
+    tried: list[dict[str, float]] = []
+    for noise in noises:
+        solution, means = attempt(noise)
+        tried.append({"noise": noise, "validation_error": error_percent(means.vali, vali_labels)})
+        if len(noises) > 1:
+            print(f"noise {noise:g}: validation error {tried[-1]['validation_error']:.2f} %", flush=True)
+        if noise != noises[-1]:
+            # There isn't memory for two factors.
+            del solution, means
+    best = min(tried, key=lambda t: t["validation_error"])["noise"]
+    if best != noises[-1]:
+        del solution, means
+        solution, means = attempt(best)
+    return solution, means, tried
+
+
+def _noises(texts: list[str]) -> list[float]:
+    try:
+        noises = [float(text) for text in texts]
+    except ValueError:
+        noises = [-1.0]
+    if not noises or not all(0 <= noise < float("inf") for noise in noises):
+        raise UserError(f"--noise is {','.join(texts)}; expected numbers of at least 0, such as 0,1e-3,1e-2.")
+    return noises
+
+
+def _curve_sizes(text: str, N_train: int) -> list[int]:
+    if text in ("", "auto"):
+        return default_sizes(N_train) if text else []
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise UserError(f"--learning_curve is {text!r}; expected 'auto', or numbers of images such as 500,1000,5000.")
+    return sorted({int(number) for number in numbers})
 
 
 def _who(provenance: dict[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,9 @@
 """
-The table of all results in a working directory.
+The results of a working directory: the table, and a Markdown page with figures beside them.
 
     python scripts/report.py --path=runs
+
+Figures need the package's [figures] extra; --nofigures prints the table alone.
 """
 
 from pathlib import Path
@@ -10,20 +12,24 @@ from absl import flags
 
 from cnn_gp import cli
 from cnn_gp.errors import UserError
+from cnn_gp.report import write_report
 from cnn_gp.results import read_all, table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "The working directory.", required=True)
 flags.DEFINE_string("csv_dir", "results", "Folder of the results, in the working directory.")
+flags.DEFINE_bool("figures", True, "Write the page and its figures.")
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, write the page."""
     folder = Path(FLAGS.path) / FLAGS.csv_dir
     results = read_all(folder)
     if not results:
         raise UserError(f"There are no results in {folder}; compute some with classify_gp.py, or check --path.")
     print(table(results))
+    if FLAGS.figures:
+        print(f"The page with figures: {write_report(Path(FLAGS.path), folder, results)}")
 
 
 if __name__ == "__main__":

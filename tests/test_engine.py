@@ -38,7 +38,7 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     """float32, n_max 7, 64 and 200: relative 2e-6."""
     from cnn_gp import datasets
     from cnn_gp.compute import compute_run, describe_run
-    from cnn_gp.solve import read_gram
+    from cnn_gp.solve import read_lower
     from cnn_gp.store import RunDirectory
     from cnn_gp.worker import Job
 
@@ -50,7 +50,7 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
         run = RunDirectory(tmp_path, f"n{n_max}")
         run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
         compute_run(Job(str(tmp_path), run.name, lambda device: engine))
-        K = read_gram(run, 210)
+        K = read_lower(run, 210).matrix()
         np.testing.assert_array_equal(np.diag(K), run.read_variances("Kxx"))
         np.testing.assert_array_equal(K, K.T)
         matrices.append((K, np.concatenate([entries for _, entries in run.read_rows("Kxtx")])))

@@ -129,10 +129,10 @@ def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
         run = RunDirectory(tmp_path, f"n{n_max}")
         run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
         compute_run(Job(str(tmp_path), run.name, lambda device: engine))
-        from cnn_gp.solve import read_gram
+        from cnn_gp.solve import read_lower
 
         cross = np.concatenate([entries for _, entries in run.read_rows("Kxtx")])
-        stored.append((read_gram(run, 110), cross, run.read_variances("Kxx")))
+        stored.append((read_lower(run, 110).matrix(), cross, run.read_variances("Kxx")))
     for others in stored[1:]:
         for one, other in zip(stored[0], others, strict=True):
             np.testing.assert_array_equal(one, other)

@@ -53,7 +53,7 @@ def test_both_stages(workdir):
     # Chance is 90 %.
     assert result["validation_error"] < 40 and result["test_error"] < 40
     assert result["relative_residual"] < 1e-10
-    assert set(result["times"]) == {"kernel", "read", "factorise", "solve", "predict"}
+    assert set(result["times"]) == {"kernel", "read", "factorise", "solve", "spectrum", "predict", "extras"}
     assert result["hyperparameters"]["n_convolutions"] == 7
     assert "fused" in result["kernel_computed_by"][0]["engine"]
     with open(workdir / "results" / "convnet_gp.csv") as file:
@@ -214,7 +214,7 @@ def test_run_all_experiments(tmp_path):
     assert "No kernel, because the network shrinks below one pixel: seed_12" in first.stdout
     results = tmp_path / "runs" / "results"
     assert sorted(path.name for path in results.iterdir()) == [
-        *("convnet_gp.csv", "convnet_gp.json", "seed_01.csv", "seed_01.json")
+        f"{run}{end}" for run in ("convnet_gp", "seed_01") for end in (".csv", ".json", "_predictions.npz")
     ]
     assert [path.name for path in (tmp_path / "runs" / "seed_01").iterdir()] == ["run.h5"]
     table = first.stdout.split("one pixel: seed_12")[1]
