@@ -9,7 +9,6 @@ cores (affinity), one after the other; a time is the median of --repeats. Prints
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from cnn_gp.architectures import MODELS, build_kernel
 from cnn_gp.engines import Engine
 from cnn_gp.engines.fused import FusedEngine
 from cnn_gp.errors import UserError
-from cnn_gp.store import software
+from cnn_gp.provenance import processor, software
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it synthetic images.")
@@ -173,19 +172,11 @@ def main() -> None:
             if FLAGS.nt_python is not None:
                 measurements.append(neural_tangents(model, cores))
                 print(f"{model}, {cores} cores, neural-tangents: {measurements[-1]['us_per_entry']:.1f} us", flush=True)
-    print(f"\n{FLAGS.float_type}, {'synthetic images' if FLAGS.data_dir is None else 'MNIST'}, {_processor()}\n")
+    print(f"\n{FLAGS.float_type}, {'synthetic images' if FLAGS.data_dir is None else 'MNIST'}, {processor()}\n")
     print(report(measurements))
     if FLAGS.json is not None:
-        about = {"software": software(), "processor": _processor(), "float_type": FLAGS.float_type}
+        about = {"software": software(), "processor": processor(), "float_type": FLAGS.float_type}
         Path(FLAGS.json).write_text(json.dumps({**about, "measurements": measurements}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -20,13 +20,11 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import socket
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,22 +82,6 @@ class Description:
     def fingerprint(self) -> str:
         """SHA-256 of the description, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-def software() -> dict[str, str]:
-    """What computed a part: recorded and reported, but not part of the fingerprint."""
-    versions = {}
-    for package in ("cnn_gp", "tensorflow", "gpflow", "numpy", "scipy", "h5py"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "host": socket.gethostname(),
-        "machine": platform.machine(),
-    }
 
 
 class RunDirectory:

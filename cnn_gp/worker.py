@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .claims import HEARTBEAT, TIMEOUT, Claims
-from .store import NonFiniteError, RunDirectory, software
+from .provenance import software
+from .store import NonFiniteError, RunDirectory
 from .tiles import BlockRow, Part
 
 if TYPE_CHECKING:

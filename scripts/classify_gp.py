@@ -24,10 +24,11 @@ from cnn_gp.leave_one_out import leave_one_out
 from cnn_gp.predict import Predictions, error_percent, predict, validation_labels, variances
 from cnn_gp.predict import n_operations as n_operations_of_variances
 from cnn_gp.progress import duration
+from cnn_gp.provenance import software
 from cnn_gp.results import ResultFiles, hyperparameters, table
 from cnn_gp.scores import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
 from cnn_gp.solve import Solution, check_memory, solve, targets
-from cnn_gp.store import RunDirectory, software
+from cnn_gp.store import RunDirectory
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
 RESIDUAL_WARNING = 1e-6
