@@ -64,4 +64,6 @@ done
 
 echo
 [[ ${#shrunk[@]} == 0 ]] || echo "No kernel, because the network shrinks below one pixel: ${shrunk[*]}"
-"$PYTHON" scripts/report.py --path="$WORKDIR" $("$PYTHON" -c "import matplotlib" 2> /dev/null || echo --nofigures)
+figures=--figures
+"$PYTHON" -c "import matplotlib" 2> /dev/null || figures=--nofigures
+"$PYTHON" scripts/report.py --path="$WORKDIR" "$figures"

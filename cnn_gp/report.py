@@ -47,7 +47,7 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
         return [f"![{caption}](figures/{name}.png)", ""]
 
     lines = ["# Results", "", *_errors(results), ""]
-    curves = {
+    curves: dict[str, Sequence[Point]] = {
         r["run"]: [Point(**point) for point in r["learning_curve"]]
         for r in results
         if len(r.get("learning_curve", ())) > 1

@@ -75,7 +75,7 @@ class ResultFiles:
         """The result, or None where there is none. :raises UserError: where it can't be read."""
         try:
             return json.loads(self.json_path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{self.json_path} can't be read ({error}): move it away and start again.") from error
