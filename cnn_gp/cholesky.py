@@ -8,10 +8,15 @@ integers overflow from N = 46,341 on.)
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import blas, lapack
+
+from .errors import UserError
 
 #: Rows and columns of a block: large enough for BLAS to run at full speed.
 BLOCK = 2500
@@ -23,6 +28,32 @@ class NotPositiveDefinite(Exception):
     def __init__(self, order: int) -> None:
         super().__init__(f"the leading {order} rows and columns aren't positive definite")
         self.order = order
+
+
+class Factor(Protocol):
+    """What is asked of a Cholesky factor L of a matrix [N, N], here or on a cluster."""
+
+    N: int
+    bounds: list[tuple[int, int]]
+    """First and last + 1 row of its blocks."""
+
+    def log_determinant(self, n: int | None = None) -> float:
+        """Of the matrix, or its leading n rows and columns."""
+
+    def forward(self, B: np.ndarray) -> np.ndarray:
+        """L^-1 B, for B [N, m]."""
+
+    def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
+        """The matrix's (or its leading n rows' and columns') inverse times B [n, m]."""
+
+    def times(self, B: np.ndarray) -> np.ndarray:
+        """The matrix times B [N, m]."""
+
+    def inverse_diagonal(self, progress: Callable[[int], None]) -> np.ndarray:
+        """The diagonal of the matrix's inverse, [N]."""
+
+    def make_room(self, folder: Path) -> None:
+        """Give the memory back, for another factor, and go on from files in a folder that has room for them."""
 
 
 class LowerBlocks:
@@ -115,6 +146,26 @@ class LowerBlocks:
                     product = blas.dgemm(-1.0, below, right, beta=1.0, c=self._blocks[i][k], trans_b=1, overwrite_c=1)
                     self._in_place(i, k, product)
                     progress(1)
+
+    def make_room(self, folder: Path) -> None:
+        """
+        Move the factor to a file without a name, which goes with this object or its process; it is read as needed.
+
+        :raises UserError: where the folder's disk hasn't the room.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                for row in self._blocks:
+                    for j, block in enumerate(row):
+                        offset = file.tell()
+                        block.T.tofile(file)
+                        file.flush()
+                        row[j] = np.memmap(file, np.float64, "r", offset, block.shape, "F")
+        except OSError as error:
+            raise UserError(
+                f"The factor can't be put aside in {folder} ({error}): free {self.n_bytes(self.N) / 1e9:.1f} GB there, "
+                "or give one --noise at a time."
+            ) from error
 
     def _in_place(self, i: int, j: int, result: np.ndarray) -> None:
         # SciPy copies, silently, what isn't as BLAS wants it.

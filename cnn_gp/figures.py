@@ -123,6 +123,19 @@ def wrong_images(
     return figure
 
 
+def spectra(eigenvalues: dict[str, np.ndarray]) -> Figure:
+    """The Gram matrices' eigenvalues, largest first, as shares of their sum."""
+    figure, axes = _figure()
+    for run, values in eigenvalues.items():
+        # Rounding may leave the smallest below 0, which a logarithm can't show.
+        shares = np.sort(values)[::-1] / values.sum()
+        axes.plot(np.arange(1, len(shares) + 1), np.where(shares > 0, shares, np.nan), label=run)
+    axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue / sum of all")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
 def random_search(results: Sequence[dict]) -> Figure:
     """Validation error of the search's networks against depth, filter size and nonlinearity; residual ones hollow."""
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")

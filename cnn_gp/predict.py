@@ -52,9 +52,11 @@ def predict(run: RunDirectory, alpha: np.ndarray, N_vali: int, N_test: int) -> P
 def cross_times(run: RunDirectory, matrix: str, alphas: list[np.ndarray], n_rows: int) -> list[np.ndarray]:
     """The first rows of Kxvx or Kxtx times each alpha [n, C], in one pass: of each the first n columns count."""
     products = [np.zeros((n_rows, alpha.shape[1])) for alpha in alphas]
-    for start, block in _cross_blocks(run, matrix, max(map(len, alphas)), n_rows):
-        for product, alpha in zip(products, alphas, strict=True):
-            product[start : start + len(block)] = block[:, : len(alpha)] @ alpha
+    with Progress(n_rows, f"rows of {matrix} multiplied") as progress:
+        for start, block in _cross_blocks(run, matrix, max(map(len, alphas)), n_rows):
+            for product, alpha in zip(products, alphas, strict=True):
+                product[start : start + len(block)] = block[:, : len(alpha)] @ alpha
+            progress(len(block))
     return products
 
 

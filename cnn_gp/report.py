@@ -73,6 +73,14 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
     if calibrated:
         lines += ["## Uncertainty", "", *_scores(r for r in results if "scores" in r), ""]
         lines += save("rejection", figures.rejection_curves(calibrated), "Error against rejection")
+    spectra = {
+        r["run"]: ResultFiles(folder, r["run"]).read_arrays()["eigenvalues"]
+        for r in results
+        if "spectrum" in r.get("extras", ())
+    }
+    if spectra:
+        lines += ["## Spectra", ""]
+        lines += save("spectra", figures.spectra(spectra), "Eigenvalues of the Gram matrices")
     for r in results:
         lines += _of_run(workdir, folder, r, save, figures)
     page = folder / "report.md"

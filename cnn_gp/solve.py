@@ -10,15 +10,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from . import memory
-from .cholesky import LowerBlocks, NotPositiveDefinite, largest
+from .cholesky import Factor, LowerBlocks, NotPositiveDefinite, largest
 from .errors import UserError
 from .progress import Progress
 from .store import RunDirectory
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Jitters tried where a smaller one fails, relative to the mean of the kernel's diagonal.
 JITTER_LADDER = tuple(10.0**k for k in range(-10, -2))
@@ -35,7 +39,7 @@ class Solution:
 
     alpha: np.ndarray
     """[N, n_classes], float64."""
-    factor: LowerBlocks
+    factor: Factor
     """The Cholesky factor of the system's matrix."""
     jitter: float
     """Relative to ``scale``, as ``noise`` is."""
@@ -86,8 +90,29 @@ def n_bytes(N: int, n_max: int, n_stored: int) -> int:
     return LowerBlocks.n_bytes(N) + 20 * n_max * n_stored
 
 
-def check_memory(run: RunDirectory, N: int) -> int:
-    """The memory that solving will take. :raises UserError: where there isn't as much; it says what fits."""
+def has_memory(run: RunDirectory, N: int) -> bool:
+    """Whether this machine has the memory for the leading N images now."""
+    description = run.description()
+    return n_bytes(N, description.n_max, description.N_train) <= memory.available()
+
+
+def check_memory(run: RunDirectory, N: int, client: "Client | None" = None) -> int:
+    """
+    The memory that solving will take, here or in a cluster's workers.
+
+    :raises UserError: where there isn't as much; it says what fits.
+    """
+    if client is not None:
+        # Each block below the diagonal and, for a while, its transpose.
+        needed = 2 * LowerBlocks.n_bytes(N)
+        limits = [worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+        if all(limits) and needed > sum(limits):
+            raise UserError(
+                f"The Gram matrix of {N:,} images needs {needed / 1e9:.1f} GB of memory and the cluster's "
+                f"{len(limits)} workers have {sum(limits) / 1e9:.1f} GB: give --N_train={largest(sum(limits) / 2)} or "
+                "less, or start more workers."
+            )
+        return needed
     description = run.description()
     needed = n_bytes(N, description.n_max, description.N_train)
     rest = memory.available() - (needed - LowerBlocks.n_bytes(N))
@@ -118,6 +143,7 @@ def solve(
     jitter: float = 0.0,
     noise: float = 0.0,
     say: Callable[[str], None] = lambda line: None,
+    client: "Client | None" = None,
 ) -> Solution:
     """
     Solve for the leading images of a run.
@@ -129,27 +155,21 @@ def solve(
     :param jitter: added to the diagonal, relative to the kernel's mean variance.
     :param noise: the same, of the observations.
     :param say: called with a line of text for every jitter that fails.
+    :param client: of a Dask cluster that factorises in its workers' memory in place of this machine's.
     :raises UserError: where the largest jitter fails too, or the memory doesn't suffice.
     """
     N, _ = Y.shape
-    check_memory(run, N)
+    scale = float(run.read_variances("Kxx")[:N].mean(dtype=np.float64))
     times = dict.fromkeys(("read", "factorise", "solve", "spectrum"), 0.0)
     for attempt in [jitter, *(j for j in JITTER_LADDER if j > jitter)]:
-        with _timed(times, "read"):
-            factor = read_lower(run, N)
-            scale = float(factor.diagonal().mean())
-            factor.add_to_diagonal((attempt + noise) * scale)
         try:
-            with _timed(times, "factorise"), Progress(factor.n_steps, "blocks factorised") as progress:
-                factor.factorise(progress)
+            factor = _factor(run, N, (attempt + noise) * scale, times, client)
             break
         except NotPositiveDefinite as failure:
             say(
                 f"The Gram matrix isn't positive definite at relative jitter {attempt:g} (leading {failure.order} of "
                 f"{N} rows)." + _said_of_duplicates(run, failure.order)
             )
-            # Half storage leaves nothing to restore the matrix from: it is read again.
-            del factor
     else:
         raise UserError(
             f"The Gram matrix of {N} images isn't positive definite even at relative jitter {attempt:g}: look for "
@@ -183,21 +203,40 @@ def solve(
     )
 
 
+def _factor(run: RunDirectory, N: int, added: float, times: dict[str, float], client: "Client | None") -> Factor:
+    """The factor of the leading [N, N] of Kxx plus ``added`` on the diagonal. :raises NotPositiveDefinite:"""
+    if client is not None:
+        from .cluster_cholesky import ClusterFactor
+
+        # The workers read the tiles as they need them.
+        with _timed(times, "factorise"):
+            return ClusterFactor(client, run, N, added)
+    check_memory(run, N)
+    with _timed(times, "read"):
+        lower = read_lower(run, N)
+        lower.add_to_diagonal(added)
+    with _timed(times, "factorise"), Progress(lower.n_steps, "blocks factorised") as progress:
+        lower.factorise(progress)
+    return lower
+
+
 def gram_times(run: RunDirectory, alpha: np.ndarray) -> np.ndarray:
     """Kxx[:, :N] alpha for all stored training images, from the upper triangle of blocks; alpha [N, C]."""
     N = len(alpha)
     product = np.zeros((run.description().N_train, alpha.shape[1]))
-    for row, entries in run.read_rows("Kxx"):
-        if row.start >= N:
-            break
-        block = entries[: N - row.start].astype(np.float64)
-        stop = row.start + len(block)
-        product[row.start : stop] += block[:, : N - row.first_column] @ alpha[row.first_column :]
-        product[stop:] += block[:, stop - row.first_column :].T @ alpha[row.start : stop]
+    with Progress(N, "rows of Kxx multiplied") as progress:
+        for row, entries in run.read_rows("Kxx"):
+            if row.start >= N:
+                break
+            block = entries[: N - row.start].astype(np.float64)
+            stop = row.start + len(block)
+            product[row.start : stop] += block[:, : N - row.first_column] @ alpha[row.first_column :]
+            product[stop:] += block[:, stop - row.first_column :].T @ alpha[row.start : stop]
+            progress(len(block))
     return product
 
 
-def extreme_eigenvalues(factor: LowerBlocks) -> tuple[float, float]:
+def extreme_eigenvalues(factor: Factor) -> tuple[float, float]:
     """The smallest and largest eigenvalue of the factorised matrix, to about 1 %, by Lanczos' method."""
     N = factor.N
     if N < 3:

@@ -315,6 +315,23 @@ class RunDirectory:
         for part, row in self._rows(matrix):
             yield row, self._read(part, f"{row.start}/entries")
 
+    def read_upper(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
+        """
+        Rows ``start`` to ``stop`` and columns ``left`` to ``right`` of Kxx, float64, from on or above its diagonal.
+
+        :param left: ``start``, and then ``right`` is ``stop``: a whole symmetric block; or at least ``stop``.
+        """
+        assert (left, right) == (start, stop) or left >= stop
+        block = np.zeros((stop - start, right - left))
+        for part, row in self._rows("Kxx"):
+            top, bottom, first = max(start, row.start), min(stop, row.stop), max(left, row.first_column)
+            if top < bottom and first < right:
+                rows = slice(top - row.start, bottom - row.start)
+                columns = slice(first - row.first_column, right - row.first_column)
+                there = self._read(part, f"{row.start}/entries", (rows, columns))
+                block[top - start : bottom - start, first - left :] = there
+        return np.triu(block) + np.triu(block, 1).T if left == start else block
+
     def read_variances(self, matrix: str) -> np.ndarray:
         """The kernel's diagonal at the images of a matrix's rows: of Kxx the training images."""
         return np.concatenate([self._read(part, f"{row.start}/variances") for part, row in self._rows(matrix)])
@@ -381,11 +398,11 @@ class RunDirectory:
             return "it is damaged"
         return None
 
-    def _read(self, part: Part, dataset: str) -> np.ndarray:
+    def _read(self, part: Part, dataset: str, selection: tuple[slice, ...] = ()) -> np.ndarray:
         path = self._part_path(part)
         try:
             with h5py.File(path, "r") as file:
-                return file[dataset][()]
+                return file[dataset][selection]
         except (OSError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"{path} can't be read ({' '.join(str(error).split())}): delete this file and start save_kernels.py "

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
@@ -18,6 +18,7 @@ from absl import flags
 from cnn_gp import cli
 from cnn_gp.architectures import MODELS, run_name
 from cnn_gp.cholesky import n_operations
+from cnn_gp.cluster import connect
 from cnn_gp.errors import UserError
 from cnn_gp.learning_curve import default_sizes, learning_curve, to_csv
 from cnn_gp.leave_one_out import leave_one_out
@@ -27,8 +28,13 @@ from cnn_gp.progress import duration
 from cnn_gp.provenance import software
 from cnn_gp.results import ResultFiles, hyperparameters, table
 from cnn_gp.scores import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
-from cnn_gp.solve import Solution, check_memory, solve, targets
+from cnn_gp.solve import Solution, check_memory, has_memory, solve, targets
+from cnn_gp.spectrum import check_memory as check_spectrum_memory
+from cnn_gp.spectrum import eigenvalues
 from cnn_gp.store import RunDirectory
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
 RESIDUAL_WARNING = 1e-6
@@ -46,6 +52,8 @@ flags.DEFINE_list("noise", ["0"], "Observation noise, as --jitter; of several th
 flags.DEFINE_bool("variances", False, "Also variances, class probabilities, and how good they are.")
 flags.DEFINE_bool("leave_one_out", False, "Also the leave-one-out error and log predictive density.")
 flags.DEFINE_string("learning_curve", "", "Also errors at fewer training images: 'auto', or numbers such as 500,1000.")
+flags.DEFINE_bool("spectrum", False, "Also all eigenvalues of the Gram matrix: a whole matrix in memory, 4 N^3 / 3.")
+flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers factorise in their memory.")
 flags.DEFINE_string("csv_dir", "results", "Folder of the results, in the working directory.")
 flags.DEFINE_bool("overwrite", False, "Replace a result with other settings.")
 flags.DEFINE_bool(
@@ -74,7 +82,7 @@ def main() -> None:
         "jitter_asked": FLAGS.jitter,
         "noise_asked": noises,
     }
-    extras = [name for name in ("variances", "leave_one_out", "learning_curve") if FLAGS[name].value]
+    extras = [name for name in ("variances", "leave_one_out", "learning_curve", "spectrum") if FLAGS[name].value]
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)
     result = None if FLAGS.overwrite else files.finished(settings, extras)
     if result is not None:
@@ -83,9 +91,14 @@ def main() -> None:
         files.check_writable()
         run.check_complete()
         run.check_data()
-        needed = check_memory(run, N_train)
-        print(f"{run.name}: solving for {N_train:,} images, {needed / 1e9:.2f} GB of memory.", flush=True)
-        result = {**settings, "extras": extras, **_classify(run, files, noises, sizes, N_train, N_vali, N_test)}
+        client = None if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder)[0]
+        needed = check_memory(run, N_train, client)
+        where = "of memory" if client is None else "of the cluster's memory"
+        print(f"{run.name}: solving for {N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
+        if FLAGS.spectrum:
+            check_spectrum_memory(N_train)
+        found = _classify(run, files, noises, sizes, N_train, N_vali, N_test, client)
+        result = {**settings, "extras": extras, **found}
         files.write(result)
     print(table([{"run": run.name, **result}]))
     if result["relative_residual"] > RESIDUAL_WARNING:
@@ -107,11 +120,12 @@ def _classify(
     N_train: int,
     N_vali: int,
     N_test: int,
+    client: "Client | None",
 ) -> dict[str, Any]:
     description, labels = run.description(), run.labels()
     Y = targets(labels["Y"][:N_train], description.n_classes)
     vali_labels, test_labels = validation_labels(labels, N_train)[:N_vali], labels["Yt"][:N_test]
-    solution, means, tried = _best(run, Y, noises, vali_labels, N_test)
+    solution, means, tried = _best(run, Y, noises, vali_labels, N_test, client)
     s = output_scale(Y, solution.alpha)
     result: dict[str, Any] = {
         "model": description.model,
@@ -156,6 +170,10 @@ def _classify(
             "error": error_percent(left_out.means, labels["Y"][:N_train]),
             "log_predictive_density": left_out.log_predictive_density(Y, s),
         }
+    if FLAGS.spectrum:
+        # Only now, so that the factor needn't be there beside it.
+        del solution.factor
+        arrays["eigenvalues"] = eigenvalues(run, N_train)
     files.write_arrays(arrays)
     provenance = run.provenance()
     return {
@@ -177,31 +195,33 @@ def _classify(
 
 
 def _best(
-    run: RunDirectory, Y: np.ndarray, noises: list[float], vali_labels: np.ndarray, N_test: int
+    run: RunDirectory,
+    Y: np.ndarray,
+    noises: list[float],
+    vali_labels: np.ndarray,
+    N_test: int,
+    client: "Client | None",
 ) -> tuple[Solution, Predictions, list[dict[str, float]]]:
     """The solution and means of the noise with the smallest validation error, the first of them; and all errors."""
-
-    def attempt(noise: float) -> tuple[Solution, Predictions]:
-        solution = solve(run, Y, FLAGS.jitter, noise, say=lambda line: print(line, flush=True))
+    best: tuple[Solution, Predictions] | None = None
+    tried: list[dict[str, float]] = []
+    for noise in noises:
+        if best is not None and not has_memory(run, len(Y)):
+            # For two factors, that is.
+            best[0].factor.make_room(run.folder)
+        solution = solve(run, Y, FLAGS.jitter, noise, say=lambda line: print(line, flush=True), client=client)
         start = time.perf_counter()
         means = predict(run, solution.alpha, len(vali_labels), N_test)
         solution.times["predict"] = time.perf_counter() - start
-        return solution, means
-
-    tried: list[dict[str, float]] = []
-    for noise in noises:
-        solution, means = attempt(noise)
-        tried.append({"noise": noise, "validation_error": error_percent(means.vali, vali_labels)})
+        error = error_percent(means.vali, vali_labels)
+        if best is None or error < min(t["validation_error"] for t in tried):
+            best = solution, means
+        del solution
+        tried.append({"noise": noise, "validation_error": error})
         if len(noises) > 1:
-            print(f"noise {noise:g}: validation error {tried[-1]['validation_error']:.2f} %", flush=True)
-        if noise != noises[-1]:
-            # There isn't memory for two factors.
-            del solution, means
-    best = min(tried, key=lambda t: t["validation_error"])["noise"]
-    if best != noises[-1]:
-        del solution, means
-        solution, means = attempt(best)
-    return solution, means, tried
+            print(f"noise {noise:g}: validation error {error:.2f} %", flush=True)
+    assert best is not None
+    return *best, tried
 
 
 def _noises(texts: list[str]) -> list[float]:

@@ -7,8 +7,6 @@ Started again with the same flags it does only what is missing. Any number of th
 """
 
 import functools
-import uuid
-from concurrent.futures import Executor
 from pathlib import Path
 
 from absl import flags
@@ -16,6 +14,7 @@ from absl import flags
 from cnn_gp import cli, datasets
 from cnn_gp.architectures import MODELS, build_kernel, run_name
 from cnn_gp.claims import TIMEOUT
+from cnn_gp.cluster import connect
 from cnn_gp.compute import compute_run, describe_run, status
 from cnn_gp.engines import ENGINES, choose_engine, worker_engine
 from cnn_gp.errors import UserError
@@ -107,7 +106,10 @@ def main() -> None:
     )
     job = Job(str(Path(FLAGS.path).absolute()), run.name, engine, FLAGS.claim_timeout)
     devices = [f"gpu:{i}" for i in range(FLAGS.n_gpus)] or ["cpu"]
-    cluster = None if FLAGS.scheduler is None else _cluster(FLAGS.scheduler, run)
+    cluster = None
+    if FLAGS.scheduler is not None:
+        client, n_workers = connect(FLAGS.scheduler, run.folder)
+        cluster = client.get_executor(), n_workers
     if compute_run(job, devices, shard=shard, cluster=cluster):
         print(f"{run.name} is complete: {run.view_path}")
     else:
@@ -119,33 +121,6 @@ def _shard(text: str) -> tuple[int, int]:
     if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise UserError(f"--shard is {text!r}; expected i/n with i from 1 to n: --shard=1/4 to --shard=4/4.")
     return int(i), int(n)
-
-
-def _cluster(address: str, run: RunDirectory) -> tuple[Executor, int]:
-    """A Dask cluster's executor and number of workers, which must see the run's directory."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UserError("--scheduler needs Dask: install the package with its [cluster] extra.") from error
-    try:
-        client = Client(address, timeout="20s")
-    except (OSError, ValueError) as error:
-        raise UserError(f"There is no Dask scheduler at {address} ({error}): check --scheduler.") from error
-    probe = run.folder.absolute() / f".probe.{uuid.uuid4().hex}"
-    probe.touch()
-    try:
-        seen = client.run(probe.exists)
-    finally:
-        probe.unlink()
-    if not seen:
-        raise UserError(f"The Dask scheduler at {address} has no workers; start some with `dask worker {address}`.")
-    blind = [worker for worker, sees in seen.items() if not sees]
-    if blind:
-        raise UserError(
-            f"{len(blind)} of {len(seen)} Dask workers, {blind[0]} first, don't see {run.folder}: "
-            "expected a file system that all workers share; give such a --path."
-        )
-    return client.get_executor(), len(seen)
 
 
 if __name__ == "__main__":

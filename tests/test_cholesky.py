@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cnn_gp.cholesky import LowerBlocks, NotPositiveDefinite, largest
+from cnn_gp.errors import UserError
 
 
 def made(N, block, shift=1.0):
@@ -47,6 +48,23 @@ def test_right_sides_are_kept_and_checked():
     np.testing.assert_array_equal(B, 1)
     with pytest.raises(ValueError, match="has 8 rows; expected 9"):
         lower.solve(B[:8])
+
+
+def test_a_factor_makes_room_and_goes_on(tmp_path, monkeypatch):
+    _, lower = made(9, 4)
+    lower.factorise()
+    B = np.arange(18.0).reshape(9, 2)
+    before = lower.solve(B), lower.times(B), lower.inverse_diagonal(), lower.log_determinant()
+    lower.make_room(tmp_path)
+    assert all(isinstance(block, np.memmap) for row in lower._blocks for block in row)
+    for one, other in zip(
+        before, (lower.solve(B), lower.times(B), lower.inverse_diagonal(), lower.log_determinant()), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    # A file without a name: there is nothing to be left behind.
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"can't be put aside in .*: free 0.0 GB there, or give one --noise"):
+        made(9, 4)[1].make_room(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("at", [0, 4, 8])

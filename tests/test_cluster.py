@@ -1,20 +1,31 @@
 """A real Dask cluster on this machine, one of whose workers is killed in the middle."""
 
+import dataclasses
 import functools
 import os
 import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from small_runs import NumpyEngine, begin, complete, make_data
 from test_workers import SIZES, SlowEngine, datasets_of
 
+from cnn_gp.cholesky import LowerBlocks
 from cnn_gp.compute import compute_run
+from cnn_gp.errors import UserError
+from cnn_gp.learning_curve import learning_curve
+from cnn_gp.leave_one_out import leave_one_out
+from cnn_gp.predict import variances
+from cnn_gp.solve import check_memory, solve, targets
 from cnn_gp.store import RunDirectory
 from cnn_gp.worker import Job
 
+pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
 distributed = pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
+
+from cnn_gp.cluster_cholesky import ClusterFactor  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +47,54 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     records = RunDirectory(tmp_path / "cluster", "small").provenance()
     assert len({record["pid"] for record in records}) == 2
+
+
+@pytest.mark.parametrize("N", [23, 13])
+def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, monkeypatch):
+    monkeypatch.setattr("cnn_gp.cluster_cholesky.CHUNK", 6)
+    data = make_data()
+    run = complete(tmp_path, data, n_max=3)
+    Y = targets(data.Y[:N], 3)
+    here, there = solve(run, Y, noise=1e-2), solve(run, Y, noise=1e-2, client=client)
+    assert isinstance(there.factor, ClusterFactor) and len(there.factor.bounds) == -(-N // 6)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+    close(there.alpha, here.alpha)
+    close(there.log_determinant, here.log_determinant)
+    close(there.log_marginal_likelihoods, here.log_marginal_likelihoods)
+    close(there.extreme_eigenvalues, here.extreme_eigenvalues, rtol=1e-6)
+    assert there.relative_residual < 1e-12
+    for one, other in zip(variances(run, there, 5, 7), variances(run, here, 5, 7), strict=True):
+        close(one, other)
+    close(leave_one_out(there, Y).variances, leave_one_out(here, Y).variances)
+    curves = [learning_curve(run, solution, Y, [4, 6, 8, N], 7) for solution in (there, here)]
+    for one, other in zip(*curves, strict=True):
+        close(dataclasses.astuple(one), dataclasses.astuple(other))
+    with pytest.raises(ValueError, match=f"has 2 rows; expected {N}"):
+        there.factor.solve(np.ones((2, 1)))
+
+
+def test_the_ladder_and_the_memory_on_a_cluster(tmp_path, client, monkeypatch):
+    class Indefinite(NumpyEngine):
+        def matrix(self, X, X2=None, progress=None):
+            return 5 - super().matrix(X, X2, progress)
+
+    said: list[str] = []
+    run = complete(tmp_path, make_data(), Indefinite())
+    with pytest.raises(UserError, match="even at relative jitter"):
+        solve(run, targets(make_data().Y, 3), say=said.append, client=client)
+    assert len(said) == 9
+    assert check_memory(run, 23, client) == 2 * LowerBlocks.n_bytes(23)
+    monkeypatch.setattr(LowerBlocks, "n_bytes", staticmethod(lambda N: int(1e9) * N**2))
+    with pytest.raises(UserError, match=r"the cluster's 2 workers have .* GB: give --N_train=\d+ or less, or start"):
+        check_memory(run, 23, client)
+
+
+def test_a_damaged_part_is_named_by_the_clusters_workers(tmp_path, client):
+    run = complete(tmp_path, make_data())
+    path = sorted(run.folder.glob("Kxx_*.h5"))[1]
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match=f"{path.name} can't be read"):
+        solve(run, targets(make_data().Y, 3), client=client)
 
 
 def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):

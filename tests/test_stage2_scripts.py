@@ -14,7 +14,7 @@ from cnn_gp.rebuild import kernel_from_description
 from cnn_gp.store import RunDirectory
 
 RUN = ["--model=convnet_gp"]
-ALL = ["--variances", "--leave_one_out", "--learning_curve=auto", "--noise=0,1e-2"]
+ALL = ["--variances", "--leave_one_out", "--learning_curve=auto", "--noise=0,1e-2", "--spectrum"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def test_everything_that_can_be_asked_for(workdir):
         assert [int(line["N_train"]) for line in csv.DictReader(file)] == [10, 20, 50, 60]
     assert result["extreme_eigenvalues"][0] > 0 and result["peak_memory_bytes"] > 1e7
     with np.load(workdir / "results" / "convnet_gp_predictions.npz") as arrays:
+        assert arrays["eigenvalues"].shape == (60,) and arrays["eigenvalues"][0] > 0
         assert arrays["alpha"].shape == (60, 10) and arrays["variances_test"].shape == (30,)
         p = np.exp(arrays["log_probabilities_test"])
         np.testing.assert_allclose(p.sum(1), 1)
@@ -96,7 +97,7 @@ def test_the_report(workdir):
     assert process.returncode == 0, process.stderr
     page = (workdir / "results" / "report.md").read_text()
     figures = {path.name for path in (workdir / "results" / "figures").iterdir()}
-    names = ["learning_curves", "random_search", "rejection"]
+    names = ["learning_curves", "random_search", "rejection", "spectra"]
     names += [f"convnet_gp_{kind}" for kind in ("confusion", "reliability", "wrong")]
     for name in names:
         assert {f"{name}.png", f"{name}.svg"} <= figures

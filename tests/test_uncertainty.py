@@ -11,6 +11,7 @@ from cnn_gp.learning_curve import Point, default_sizes, from_csv, learning_curve
 from cnn_gp.leave_one_out import leave_one_out
 from cnn_gp.predict import error_percent, predict, variances
 from cnn_gp.solve import check_memory, extreme_eigenvalues, targets
+from cnn_gp.spectrum import eigenvalues
 
 NOISE = 1e-2
 
@@ -103,6 +104,17 @@ def test_extreme_eigenvalues(tmp_path):
     assert solution.condition_number == pytest.approx(largest / smallest, rel=0.04)
     _, tiny = solved(run, 2, noise=NOISE)
     assert extreme_eigenvalues(tiny.factor) == pytest.approx(tuple(np.linalg.eigvalsh(K[:2, :2])), rel=1e-6)
+
+
+@pytest.mark.parametrize("N", [23, 13])
+def test_the_spectrum(tmp_path, N, monkeypatch):
+    data = make_data()
+    run = complete(tmp_path, data)
+    expected = np.linalg.eigvalsh(NumpyEngine().matrix(data.X[:N].astype(np.float64)))
+    np.testing.assert_allclose(eigenvalues(run, N), expected, rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr(memory, "available", lambda: 3000)
+    with pytest.raises(UserError, match=r"The spectrum of .* leave --spectrum out, or give --N_train=\d+ or less"):
+        eigenvalues(run, N)
 
 
 def test_a_large_residual_is_refined(tmp_path, monkeypatch):

@@ -1,0 +1,72 @@
+"""A positive definite kernel that costs nothing, and runs of any size stored with it: for benchmarks of stage 2."""
+
+import numpy as np
+
+from cnn_gp.compute import compute_run
+from cnn_gp.datasets import Dataset
+from cnn_gp.engines import Progress
+from cnn_gp.store import Description, RunDirectory
+from cnn_gp.worker import Job
+
+D, N_CLASSES = 64, 10
+
+
+class MadeEngine:
+    """The kernel above, in float32."""
+
+    name = "made"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+        """[N, M], or [N, N] with the diagonal."""
+        K = (X @ (X if X2 is None else X2).T / D) ** 2
+        if X2 is None:
+            K = np.triu(K) + np.triu(K, 1).T
+            np.fill_diagonal(K, self.diag(X))
+        if progress is not None:
+            progress(K.size if X2 is not None else len(X) * (len(X) + 1) // 2)
+        return K
+
+    def diag(self, X: np.ndarray) -> np.ndarray:
+        """[N]"""
+        return (np.einsum("nd,nd->n", X, X) / D) ** 2 + np.float32(0.5)
+
+    def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
+        """Never."""
+        return "the made kernel"
+
+
+def made_data(N_train: int, N_vali: int, N_test: int) -> Dataset:
+    """Standard normal images; the class is the prototype with the largest squared product."""
+    rng = np.random.default_rng(0)
+    N = N_train + N_vali + N_test
+    X = rng.normal(size=(N, D)).astype(np.float32)
+    Y = ((X @ rng.normal(size=(D, N_CLASSES))) ** 2).argmax(axis=1)
+    a, b = N_train, N_train + N_vali
+    return Dataset("made", X[:a], Y[:a], X[a:b], Y[a:b], X[b:], Y[b:], (D,), N_CLASSES)
+
+
+def made_run(path: str, N_train: int, N_vali: int, N_test: int, n_max: int = 200) -> RunDirectory:
+    """Store the run "made", as save_kernels.py would."""
+    data = made_data(N_train, N_vali, N_test)
+    # What stage 2 prints of a kernel is read from its layers.
+    kernel = {"input_shape": [D], "network": {"layer": "Dense", "var_weight": 1.0, "var_bias": 0.0}}
+    description = Description(
+        model="random",
+        kernel=kernel,
+        dataset=data.name,
+        data_hash=data.data_hash(),
+        image_shape=data.image_shape,
+        n_classes=data.n_classes,
+        N_train=N_train,
+        N_vali=N_vali,
+        N_test=N_test,
+        n_max=n_max,
+        float_type="float32",
+    )
+    run = RunDirectory(path, "made")
+    run.begin(description, data)
+    compute_run(Job(path, run.name, MadeEngine))
+    return run
