@@ -9,6 +9,7 @@ and so are, beside it, the blocks here.
 """
 
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -70,7 +71,8 @@ def cluster(workdir: str) -> list[tuple[float, float]]:
 
     run = made_run(workdir, FLAGS.N, 1, 1)
     measured = []
-    options = {"n_workers": FLAGS.workers, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    options = {"n_workers": FLAGS.workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options) as local, Client(local) as client:
         for _ in range(FLAGS.repeats):
             here = seconds(lambda: read_lower(run, FLAGS.N).factorise())

@@ -1,5 +1,6 @@
 """A Dask cluster whose workers see the working directory."""
 
+import logging
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ def connect(address: str, folder: Path) -> "tuple[Client, int]":
         from distributed import Client
     except ImportError as error:
         raise UserError("--scheduler needs Dask: install the package with its [cluster] extra.") from error
+    # absl shows what Dask logs of its every connection.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     try:
         client = Client(address, timeout="20s")
     except (OSError, ValueError) as error:

@@ -74,19 +74,22 @@ def test_sums_without_the_channel_mix_have_another_covariance():
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(("size", "stride"), [((3, 3), 1), ((4, 2), 1), ((4, 3), 2), ((2, 5), (3, 2)), ((1, 1), 2)])
-@pytest.mark.parametrize("channels", [3, 17])  # few and many: two ways to convolve
-def test_convolution_is_tensorflows(padding, size, stride, channels):
-    network = Sequential(Conv(size, stride, padding, var_bias=0.3), Dense())
-    module = network.finite(7, [channels, 8, 9], draws=2, seed=5)
-    X = np.random.default_rng(0).normal(size=(4, channels, 8, 9)).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # two ways to convolve
+def test_convolution_is_tensorflows(padding, size, stride, dtype):
+    """The first convolution has images that all draws share, the second maps of each draw's own."""
+    network = Sequential(Conv(2), Conv(size, stride, padding, var_bias=0.3), Dense())
+    module = FiniteNetwork(network, 7, [3, 8, 9], draws=2, seed=5, dtype=tf.as_dtype(dtype))
+    X = np.random.default_rng(0).normal(size=(4, 3, 8, 9)).astype(dtype)
     outputs = module(X)
-    filters, bias, dense, *rest = (w.variable for w in module.weights)
+    first, filters, bias, dense, *rest = (w.variable for w in module.weights)
     assert rest == []
     strides = [stride, stride] if isinstance(stride, int) else list(stride)
     for draw in range(2):
-        maps = tf.nn.conv2d(np.moveaxis(X, 1, -1), filters[draw], strides, padding) + bias[draw]
+        maps = tf.nn.conv2d(np.moveaxis(X, 1, -1), first[draw], 1, "SAME")
+        maps = tf.nn.conv2d(maps, filters[draw], strides, padding) + bias[draw]
         expected = tf.reshape(maps, [4, -1]) @ tf.reshape(dense[draw], [-1, 1])
-        np.testing.assert_allclose(outputs[draw], expected, rtol=2e-4, atol=2e-5)
+        tolerance = 2e-4 if dtype == "float32" else 1e-12
+        np.testing.assert_allclose(outputs[draw], expected, rtol=tolerance, atol=0.1 * tolerance)
 
 
 def test_fixed_padding_does_not_depend_on_the_size():
