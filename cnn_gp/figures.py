@@ -2,22 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
+from .atomic import write_atomically
+from .convergence import Samples, standardised
 from .learning_curve import Point
 from .scores import rejection, reliability
+
+matplotlib.use("Agg")
+# Names in an SVG are random without it.
+matplotlib.rcParams["svg.hashsalt"] = "cnn_gp"
 
 
 def _figure(width: float = 5.2, height: float = 3.8) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, PNG or SVG by the path's ending; the same numbers give the same file."""
+    kind = path.suffix[1:]
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=metadata))
 
 
 def learning_curves(curves: dict[str, Sequence[Point]]) -> Figure:
@@ -33,7 +45,7 @@ def learning_curves(curves: dict[str, Sequence[Point]]) -> Figure:
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right")
     axes.minorticks_off()
     low, high = axes.get_ylim()
-    levels = [m * 10.0**k for k in range(-3, 3) for m in (1, 2, 5)]
+    levels = [m * 10.0**k for k in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)]
     levels = [level for level in levels if low <= level <= high]
     axes.set_yticks(levels, [f"{level:g}" for level in levels])
     axes.grid(alpha=0.3)
@@ -165,6 +177,46 @@ def random_search(results: Sequence[dict]) -> Figure:
     panels[0].set_yticks(levels, [f"{level:g}" for level in levels])
     panels[0].minorticks_off()
     panels[0].legend(fontsize="small")
+    return figure
+
+
+def convergence(samples: Sequence[Samples], K: np.ndarray, title: str) -> Figure:
+    """
+    A column for each width: histogram and quantiles of one image's output, second moments against the kernel.
+
+    :param K: [n_images, n_images], the kernel.
+    """
+    figure = Figure(figsize=(2.6 * len(samples), 8.2), layout="constrained")
+    rows = figure.subplots(3, len(samples), squeeze=False)
+    grid = np.linspace(-4, 4, 201)
+    upper = np.triu_indices(len(K))
+    limit = K.astype(float)[upper]
+    highest = max(float(np.quantile(s.covariance[upper], 0.999)) for s in samples)
+    low, high = min(0.0, float(limit.min())), max(float(limit.max()), highest)
+    ends = low - 0.03 * (high - low), high + 0.03 * (high - low)
+    for column, s in enumerate(samples):
+        z = standardised(s, K)
+        above, middle, below = rows[:, column]
+        above.hist(z, bins=np.linspace(-4, 4, 49), density=True, color="0.75")
+        above.plot(grid, stats.norm.pdf(grid), color="C3", lw=1)
+        above.set(title=f"width {s.plan.width}", xlim=(-4, 4), ylim=(0, 0.75), xlabel="output / limit's deviation")
+        quantiles = stats.norm.ppf((np.arange(len(z)) + 0.5) / len(z))
+        middle.plot([-4, 4], [-4, 4], color="C3", lw=1)
+        middle.plot(quantiles, np.sort(z), ".", ms=2, color="C0", rasterized=True)
+        middle.set(xlim=(-4, 4), ylim=(-6, 6), xlabel="quantile of N(0, 1)")
+        error = 2 * s.standard_error[upper]
+        below.errorbar(
+            limit, s.covariance[upper], error, fmt="none", ecolor="0.8", elinewidth=0.5, zorder=1, rasterized=True
+        )
+        below.plot(limit, s.covariance[upper], ".", ms=1.5, color="C0", zorder=2, rasterized=True)
+        below.plot(ends, ends, color="C3", lw=1, zorder=3)
+        below.set(xlim=ends, ylim=ends, xlabel=f"kernel ({s.n_all:,} networks)")
+        below.locator_params(nbins=4)
+    for axes, label in zip(rows[:, 0], ("density", "quantile of the output", "sampled covariance"), strict=True):
+        axes.set_ylabel(label)
+    for axes in rows[:, 1:].ravel():
+        axes.tick_params(labelleft=False)
+    figure.suptitle(title)
     return figure
 
 

@@ -1,7 +1,6 @@
 """A working directory's results as a Markdown page with figures."""
 
 import functools
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,11 +38,7 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
         if figure is None:
             return []
         for kind in ("png", "svg"):
-            content = io.BytesIO()
-            # Without the date the same numbers give the same file.
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-            write_atomically(folder / "figures" / f"{name}.{kind}", functools.partial(_write, content.getvalue()))
+            figures.save(figure, folder / "figures" / f"{name}.{kind}")
         return [f"![{caption}](figures/{name}.png)", ""]
 
     lines = ["# Results", "", *_errors(results), ""]

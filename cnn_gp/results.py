@@ -13,6 +13,7 @@ import numpy as np
 from .architectures import PAPER_ERRORS
 from .atomic import write_atomically
 from .errors import UserError
+from .npz import read_npz
 
 #: What decides a result, besides the run's fingerprint: another one isn't written over it unasked.
 _SETTINGS = ("fingerprint", "N_train", "N_vali", "N_test", "jitter_asked", "noise_asked")
@@ -119,13 +120,7 @@ class ResultFiles:
 
     def read_arrays(self) -> dict[str, np.ndarray]:
         """What :meth:`write_arrays` wrote. :raises UserError: where it isn't there or can't be read."""
-        try:
-            with np.load(self.arrays_path) as file:
-                return dict(file)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.arrays_path} can't be read ({error}): start classify_gp.py again with --overwrite."
-            ) from error
+        return read_npz(self.arrays_path, "start classify_gp.py again with --overwrite")
 
     def write(self, result: dict[str, Any]) -> None:
         """Write both files, each atomically."""

@@ -21,8 +21,6 @@ import hashlib
 import json
 import os
 import socket
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ from .atomic import write_atomically
 from .claims import is_alive
 from .datasets import Dataset
 from .errors import UserError
+from .npz import ERRORS as NPZ_ERRORS
 from .tiles import MATRICES, BlockRow, Part, Tiling
 
 #: The version of the layout above; part of the fingerprint.
@@ -183,7 +182,7 @@ class RunDirectory:
                 if str(file["fingerprint"]) != self.description().fingerprint or file["entries"].shape != row.shape:
                     return None
                 return file["entries"], file["variances"]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        except NPZ_ERRORS:
             return None
 
     def images(self) -> dict[str, np.ndarray]:

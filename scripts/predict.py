@@ -19,6 +19,7 @@ from cnn_gp import cli
 from cnn_gp.architectures import MODELS, run_name
 from cnn_gp.atomic import write_atomically
 from cnn_gp.errors import UserError
+from cnn_gp.npz import read_npz
 from cnn_gp.results import ResultFiles
 from cnn_gp.store import RunDirectory
 
@@ -65,12 +66,8 @@ def _write(file: BinaryIO, means: np.ndarray) -> None:
 
 def _images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """[N, D], flattened channel first."""
-    try:
-        with np.load(path) as file:
-            name = next((name for name in ("x", "x_test") if name in file), None)
-            x = None if name is None else file[name]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as an .npz file ({error}): check --images.") from error
+    arrays = read_npz(path, "check --images")
+    x = arrays.get("x", arrays.get("x_test"))
     D = int(np.prod(shape))
     last = (*shape[1:], shape[0])
     if x is None or not len(x):
