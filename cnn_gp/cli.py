@@ -1,11 +1,13 @@
 """What the scripts share: how they start, and how they end."""
 
 import os
+import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from absl import app, flags
@@ -51,6 +53,20 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         print(f"error: {' '.join(str(error).split()).rstrip('.')}: see --help.", file=sys.stderr)
         sys.exit(1)
+
+
+#: Flags whose values are places on this machine: a command that is recorded names the flag in their stead.
+_PLACES = ("path", "data_dir", "scheduler", "images", "out")
+
+
+def command() -> str:
+    """The command that this script was started with, as it can be told to others."""
+    words = ["python", f"scripts/{Path(sys.argv[0]).name}"]
+    for argument in sys.argv[1:]:
+        name, equals, value = argument.lstrip("-").partition("=")
+        place = name in _PLACES or value.endswith(".npz")
+        words.append(f"--{name}{equals}{name.upper() if place else value}")
+    return shlex.join(words)
 
 
 @contextmanager

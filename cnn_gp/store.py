@@ -401,12 +401,18 @@ class RunDirectory:
         path = self._part_path(part)
         try:
             with h5py.File(path, "r") as file:
-                return file[dataset][selection]
+                values = file[dataset][selection]
         except (OSError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"{path} can't be read ({' '.join(str(error).split())}): delete this file and start save_kernels.py "
                 "again with the same flags, it does only what is missing."
             ) from error
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"{path} holds numbers that aren't finite ({dataset}), which save_kernels.py never writes: delete this "
+                "file and start save_kernels.py again with the same flags."
+            )
+        return values
 
 
 def runs_in(workdir: str | os.PathLike) -> list[str]:

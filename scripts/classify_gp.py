@@ -189,6 +189,7 @@ def _classify(
         },
         # Kilobytes on Linux.
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "command": cli.command(),
         "versions": software(),
         "kernel_computed_by": [dict(t) for t in sorted({_who(part) for part in provenance})],
     }

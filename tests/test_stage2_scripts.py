@@ -146,3 +146,13 @@ def test_a_kernel_is_made_again_from_its_description(model):
 def test_the_run_is_described_in_full(workdir):
     description = RunDirectory(workdir, "seed_47").description()
     assert kernel_from_description(description.kernel).describe() == description.kernel
+
+
+def test_the_result_names_the_command_the_versions_and_the_machine(workdir):
+    result = json.loads((workdir / "results" / "convnet_gp.json").read_text())
+    # The flags that are places on this machine are named, not told.
+    asked = " ".join([*RUN, *ALL])
+    assert result["command"] == f"python scripts/classify_gp.py --path=PATH {asked}"
+    assert {"cnn_gp", "commit", "processor", "python", "numpy"} <= result["versions"].keys()
+    assert {"commit", "processor", "engine"} <= result["kernel_computed_by"][0].keys()
+    assert str(workdir) not in json.dumps(result)

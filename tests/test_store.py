@@ -280,3 +280,13 @@ def test_the_fingerprint_depends_on_every_field():
         }.items()
     ]
     assert len({d.fingerprint for d in [description, *changed]}) == 12
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_arent_finite_are_refused_when_they_are_read(tmp_path, value):
+    run = complete(tmp_path, make_data())
+    path = sorted(run.folder.glob("Kxtx_*.h5"))[0]
+    with h5py.File(path, "a") as file:
+        file["0/entries"][1, 2] = value
+    with pytest.raises(UserError, match=f"{path.name} holds numbers that aren't finite"):
+        list(run.read_rows("Kxtx"))

@@ -1,0 +1,60 @@
+"""
+How far the fused engine is from the float64 kernel: the three named kernels and every network of the random search.
+
+    python benchmarks/accuracy.py --data_dir=DIR [--n_images=200] [--json=FILE]
+
+Prints the largest relative error over all pairs of MNIST's first training images (synthetic ones without --data_dir);
+that the matrix is symmetric with the variances on its diagonal is asserted, to the bit.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from cnn_gp import cli, datasets
+from cnn_gp.architectures import MODELS, build_kernel, run_name
+from cnn_gp.engines.fused import FusedEngine
+from cnn_gp.engines.lowering import lower
+from cnn_gp.errors import ShrunkMapError
+from cnn_gp.provenance import software
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it synthetic images.")
+flags.DEFINE_integer("n_images", 200, "Images.")
+flags.DEFINE_string("json", None, "File to write the errors to.")
+
+SEEDS = (*range(1, 61), 1234)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    name = "synthetic" if FLAGS.data_dir is None else "mnist"
+    X = datasets.load(name, data_dir=FLAGS.data_dir, N_train=FLAGS.n_images, N_vali=1, N_test=1).X.astype(np.float32)
+    with cli.without_startup_messages():
+        from cnn_gp.engines.tensorflow import TensorFlowEngine, configure
+
+        configure(0)
+    errors: dict[str, dict[str, float | str]] = {}
+    for model, seed in [*((model, 0) for model in MODELS[:-1]), *(("random", seed) for seed in SEEDS)]:
+        try:
+            kernel = build_kernel(model, [1, 28, 28], seed=seed)
+        except ShrunkMapError:
+            continue
+        program = lower(kernel)
+        engine = FusedEngine(program)
+        K = engine.matrix(X)
+        assert (K == K.T).all() and (np.diag(K) == engine.diag(X)).all()
+        reference = TensorFlowEngine(kernel).matrix(X.astype(np.float64))
+        functions = sorted({step.before.function for step in program.steps if step.before})
+        error = float(np.max(np.abs(K / reference - 1)))
+        errors[run_name(model, seed)] = {"nonlinearity": ", ".join(functions), "largest_relative_error": error}
+        print(f"{run_name(model, seed):16} {', '.join(functions):5} {error:.1e}", flush=True)
+    if FLAGS.json is not None:
+        result = {"data": name, "n_images": len(X), "errors": errors, "software": software()}
+        Path(FLAGS.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
