@@ -6,6 +6,8 @@
 #
 #   DATASET=mnist DATA_DIR=... SEEDS="$(seq 1 60) 1234" WORKDIR=... bash run_all_experiments.bash
 #
+# At that size EXTRAS take twice as long as the factorisation that they go with: EXTRAS="--learning_curve=auto" doesn't.
+#
 # Started again with the same settings it goes on where it was. Every variable can be set in the environment.
 set -euo pipefail
 
@@ -20,6 +22,7 @@ WORKDIR=${WORKDIR:-runs/$(basename "$DATASET" .npz)}
 SEEDS=${SEEDS-1 12 13 36 47}      # seeds of the random search; empty: none
 MODELS=${MODELS-convnet_gp residual_cnn_gp resnet_gp}
 KEEP_TILES=${KEEP_TILES:-1}       # 0: delete a run's tiles once its result is verified
+EXTRAS=${EXTRAS---variances --leave_one_out --learning_curve=auto}   # of classify_gp.py; empty: errors only
 PYTHON=${PYTHON:-python}
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -52,7 +55,7 @@ run_one() {
         fi
         [[ $status == 0 ]] || exit "$status"
     fi
-    "$PYTHON" scripts/classify_gp.py "${sizes[@]}" --path="$WORKDIR" "$@" "$keep"
+    "$PYTHON" scripts/classify_gp.py "${sizes[@]}" --path="$WORKDIR" "$@" $EXTRAS "$keep"
 }
 
 for seed in $SEEDS; do

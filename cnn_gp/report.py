@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from . import random_search
 from .architectures import PAPER_ERRORS
 from .atomic import write_atomically
 from .errors import UserError
@@ -60,6 +61,9 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
             "",
         ]
         lines += save("random_search", figures.random_search(searched), "Validation errors of the random search")
+        found = random_search.rows(searched)
+        write_atomically(folder / "random_search.csv", functools.partial(_write, random_search.to_csv(found).encode()))
+        lines += [*random_search.to_markdown(found), "", *_without_kernel(workdir, searched[0]["run"])]
     calibrated = {}
     for r in results:
         if "scores" in r:
@@ -119,6 +123,13 @@ def _test_images(workdir: Path, name: str) -> np.ndarray | None:
         return None
     images = np.moveaxis(X.reshape(-1, *shape), 1, -1)
     return images[..., 0] if shape[0] == 1 else np.clip(images, 0, 1)
+
+
+def _without_kernel(workdir: Path, name: str) -> list[str]:
+    shape = RunDirectory(workdir, name).description().image_shape
+    shrunk = ", ".join(map(str, random_search.shrunk_seeds(shape[1:])))
+    size = " x ".join(map(str, shape[1:]))
+    return [f"Without a kernel on {size} pixels, because a map shrinks below one pixel: {shrunk or 'none'}.", ""]
 
 
 def _errors(results: list[dict[str, Any]]) -> list[str]:

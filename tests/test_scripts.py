@@ -199,6 +199,9 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path):
     refused(script("classify_gp", f"--path={tmp_path}", "--run_name=small"), "can't be")
 
 
+EXTRA_FILES = ("predictions.npz", "learning_curve.csv")
+
+
 def test_run_all_experiments(tmp_path):
     """Two seeds, one of which shrinks, and a named kernel; then again; the tiles are deleted."""
     settings = {"N_TRAIN": "40", "N_VALI": "20", "N_TEST": "20", "SEEDS": "1 12", "MODELS": "convnet_gp"}
@@ -214,7 +217,7 @@ def test_run_all_experiments(tmp_path):
     assert "No kernel, because the network shrinks below one pixel: seed_12" in first.stdout
     results = tmp_path / "runs" / "results"
     finished = [results / f"{run}{end}" for run in ("convnet_gp", "seed_01") for end in (".csv", ".json")]
-    finished += [results / f"{run}_predictions.npz" for run in ("convnet_gp", "seed_01")]
+    finished += [results / f"{run}_{extra}" for run in ("convnet_gp", "seed_01") for extra in EXTRA_FILES]
     assert {path.name for path in results.iterdir()} == {path.name for path in finished} | {"report.md", "figures"}
     assert [path.name for path in (tmp_path / "runs" / "seed_01").iterdir()] == ["run.h5"]
     table = first.stdout.split("one pixel: seed_12")[1]

@@ -9,7 +9,9 @@ import pytest
 from test_scripts import SMALL, refused, script
 
 from cnn_gp import datasets
-from cnn_gp.architectures import build_kernel
+from cnn_gp.architectures import SEARCH_SEEDS, build_kernel, draw_architecture
+from cnn_gp.errors import ShrunkMapError
+from cnn_gp.random_search import shrunk_seeds
 from cnn_gp.rebuild import kernel_from_description
 from cnn_gp.store import RunDirectory
 
@@ -106,6 +108,17 @@ def test_the_report(workdir):
         assert f"| {run} | digits | 60 |" in page
     assert "The validation error picks seed_" in page
     assert "Leave-one-out: error" in page
+    with open(workdir / "results" / "random_search.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert sorted(int(line["seed"]) for line in lines) == [1, 13, 47]
+    errors = [float(line["validation_error"]) for line in lines]
+    assert errors == sorted(errors)
+    for line in lines:
+        drawn = draw_architecture(int(line["seed"]))
+        size = drawn.filter_sizes[0]
+        assert line["layers"] == str(len(drawn.filter_sizes)) and line["filter"] == f"{size}x{size}"
+        assert line["padding"] == drawn.paddings[0] and line["stride"] == str(drawn.strides[0])
+        assert line["kind"] == ("plain" if drawn.skip_freq < 1 else "residual")
     plain = script("report", f"--path={workdir}", "--nofigures")
     assert "page" not in plain.stdout and "convnet_gp" in plain.stdout
 
@@ -156,3 +169,17 @@ def test_the_result_names_the_command_the_versions_and_the_machine(workdir):
     assert {"cnn_gp", "commit", "processor", "python", "numpy"} <= result["versions"].keys()
     assert {"commit", "processor", "engine"} <= result["kernel_computed_by"][0].keys()
     assert str(workdir) not in json.dumps(result)
+
+
+def test_the_seeds_without_a_kernel_are_those_that_shrink():
+    shrunk = shrunk_seeds([28, 28])
+    # Seeds 1 to 35 have the paper's 27 networks; in all there are 52.
+    assert [seed for seed in shrunk if seed <= 35] == [3, 5, 7, 18, 20, 24, 27, 32]
+    assert len(SEARCH_SEEDS) - len(shrunk) == 52
+    for seed in SEARCH_SEEDS[::6]:
+        try:
+            build_kernel("random", [1, 28, 28], seed=seed)
+        except ShrunkMapError:
+            assert seed in shrunk
+        else:
+            assert seed not in shrunk
