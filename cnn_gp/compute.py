@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .datasets import Dataset
+from .description import Description
 from .errors import UserError
 from .progress import Progress, duration
-from .store import Description, RunDirectory
+from .store import RunDirectory
 from .tiles import Part
 from .worker import Job, Outcome, Worker, compute_part, enter_process
 

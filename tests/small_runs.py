@@ -6,7 +6,8 @@ import numpy as np
 
 from cnn_gp.compute import compute_run
 from cnn_gp.datasets import Dataset
-from cnn_gp.store import Description, RunDirectory
+from cnn_gp.description import Description
+from cnn_gp.store import RunDirectory
 from cnn_gp.worker import Job
 
 

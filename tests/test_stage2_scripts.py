@@ -6,6 +6,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+from test_datasets import idx
 from test_scripts import SMALL, refused, script
 
 from cnn_gp import datasets
@@ -183,3 +184,43 @@ def test_the_seeds_without_a_kernel_are_those_that_shrink():
             assert seed in shrunk
         else:
             assert seed not in shrunk
+
+
+def made_images(N, shape, seed):
+    """Noise, brighter in the rows of the class; as many of each class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(N) % 10
+    images = rng.integers(0, 100, (N, *shape), np.uint8)
+    images[np.arange(N), ..., 2 * labels + 1, :] += 120
+    return images, labels.astype(np.uint8)
+
+
+def write_fashion_mnist(folder):
+    for name, N in (("train", 60_000), ("t10k", 10_000)):
+        images, labels = made_images(N, (28, 28), N)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(idx(images))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels))
+
+
+def write_cifar10(folder):
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        images, labels = made_images(10_000, (3, 32, 32), 0)
+        records = np.concatenate([labels[:, None], images.reshape(10_000, -1)], 1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+
+
+@pytest.mark.parametrize(("dataset", "write"), [("fashion_mnist", write_fashion_mnist), ("cifar10", write_cifar10)])
+def test_other_data_sets_by_the_same_commands(tmp_path, dataset, write):
+    """Made files in the real ones' formats and sizes, the ResNet, both stages and the report."""
+    write(tmp_path)
+    sizes = ["--N_train=60", "--N_vali=20", "--N_test=20"]
+    flags = [f"--dataset={dataset}", f"--data_dir={tmp_path}", *sizes, f"--path={tmp_path}/runs", "--model=resnet_gp"]
+    process = script("save_kernels", *flags)
+    assert process.returncode == 0, process.stderr
+    assert "Engine: fused." in process.stdout
+    process = script("classify_gp", f"--path={tmp_path}/runs", "--model=resnet_gp", "--variances")
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "runs" / "results" / "resnet_gp.json").read_text())
+    assert result["dataset"] == dataset and result["test_error"] < 70
+    assert script("report", f"--path={tmp_path}/runs").returncode == 0
+    assert (tmp_path / "runs" / "results" / "figures" / "resnet_gp_confusion.png").exists()

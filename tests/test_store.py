@@ -9,8 +9,9 @@ import pytest
 from small_runs import NumpyEngine, begin, complete, compute, make_data, make_description
 
 from cnn_gp import atomic
+from cnn_gp.description import Description
 from cnn_gp.errors import UserError
-from cnn_gp.store import Description, RunDirectory
+from cnn_gp.store import RunDirectory
 
 
 def whole(data):
