@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from .atomic import write_atomically
@@ -32,24 +33,31 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=metadata))
 
 
-def learning_curves(curves: dict[str, Sequence[Point]]) -> Figure:
-    """Validation (dashed) and test errors against the number of training images."""
-    figure, axes = _figure()
-    for index, (run, points) in enumerate(curves.items()):
-        sizes = [point.N_train for point in points]
-        color = f"C{index}"
-        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=f"{run}, test")
-        axes.plot(sizes, [p.validation_error for p in points], "s--", color=color, ms=3, label=f"{run}, validation")
-    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel="error in %")
-    ticks = sorted({point.N_train for points in curves.values() for point in points})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right")
-    axes.minorticks_off()
+def _percent_ticks(axes: Axes) -> None:
+    """On a logarithmic axis of errors, plain numbers where its own ticks would be powers of ten."""
     low, high = axes.get_ylim()
     levels = [m * 10.0**k for k in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)]
     levels = [level for level in levels if low <= level <= high]
     axes.set_yticks(levels, [f"{level:g}" for level in levels])
+    axes.minorticks_off()
+
+
+def learning_curves(curves: dict[str, Sequence[Point]]) -> Figure:
+    """Validation (dashed) and test errors against the number of training images."""
+    figure, axes = _figure(6.6)
+    for index, (run, points) in enumerate(curves.items()):
+        sizes = [point.N_train for point in points]
+        color = f"C{index}"
+        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=run)
+        axes.plot(sizes, [p.validation_error for p in points], "s--", color=color, ms=3)
+    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel="error in %")
+    ticks = sorted({point.N_train for points in curves.values() for point in points})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right")
+    _percent_ticks(axes)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.plot([], [], "o-", color="0.4", ms=4, label="test")
+    axes.plot([], [], "s--", color="0.4", ms=3, label="validation")
+    figure.legend(fontsize="small", loc="outside right upper")
     return figure
 
 
@@ -171,11 +179,10 @@ def random_search(results: Sequence[dict]) -> Figure:
         if kinds:
             axes.set_xticks(range(len(kinds)), kinds)
             axes.set_xlim(-0.5, len(kinds) - 0.5)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("validation error in %")
-    low, high = panels[0].get_ylim()
-    levels = [m * 10.0**k for k in range(-2, 3) for m in (1, 2, 5) if low <= m * 10.0**k <= high]
-    panels[0].set_yticks(levels, [f"{level:g}" for level in levels])
-    panels[0].minorticks_off()
+    _percent_ticks(panels[0])
     panels[0].legend(fontsize="small")
     return figure
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Networks of the random search that get figures of their own.
+_BEST = 3
+
+
 def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> Path:
     """
     Write ``FOLDER/report.md`` and its figures, PNG and SVG, in ``FOLDER/figures``.
@@ -43,9 +47,10 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
         return [f"![{caption}](figures/{name}.png)", ""]
 
     lines = ["# Results", "", *_errors(results), ""]
+    shown = _shown(results)
     curves: dict[str, Sequence[Point]] = {
         r["run"]: [Point(**point) for point in r["learning_curve"]]
-        for r in results
+        for r in shown
         if len(r.get("learning_curve", ())) > 1
     }
     if curves:
@@ -65,7 +70,7 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
         write_atomically(folder / "random_search.csv", functools.partial(_write, random_search.to_csv(found).encode()))
         lines += [*random_search.to_markdown(found), "", *_without_kernel(workdir, searched[0]["run"])]
     calibrated = {}
-    for r in results:
+    for r in shown:
         if "scores" in r:
             arrays = ResultFiles(folder, r["run"]).read_arrays()
             calibrated[r["run"]] = (arrays["log_probabilities_test"], arrays["labels_test"])
@@ -74,13 +79,13 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
         lines += save("rejection", figures.rejection_curves(calibrated), "Error against rejection")
     spectra = {
         r["run"]: ResultFiles(folder, r["run"]).read_arrays()["eigenvalues"]
-        for r in results
+        for r in shown
         if "spectrum" in r.get("extras", ())
     }
     if spectra:
         lines += ["## Spectra", ""]
         lines += save("spectra", figures.spectra(spectra), "Eigenvalues of the Gram matrices")
-    for r in results:
+    for r in shown:
         lines += _of_run(workdir, folder, r, save, figures)
     page = folder / "report.md"
     text = "\n".join(lines).rstrip() + "\n"
@@ -88,15 +93,21 @@ def write_report(workdir: Path, folder: Path, results: list[dict[str, Any]]) -> 
     return page
 
 
+def _shown(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that are looked at one by one: of the random search only the best by validation error."""
+    searched = sorted((r for r in results if r["model"] == "random"), key=lambda r: r["validation_error"])
+    best = [r["run"] for r in searched[:_BEST]]
+    return [r for r in results if r["model"] != "random" or r["run"] in best]
+
+
 def _write(data: bytes, file: BinaryIO) -> None:
     file.write(data)
 
 
 def _of_run(workdir: Path, folder: Path, r: dict[str, Any], save: Any, figures: Any) -> list[str]:
-    """What there is of one run: named models always, the search's only where they have probabilities."""
     name = r["run"]
     files = ResultFiles(folder, name)
-    if not files.arrays_path.exists() or (r["model"] == "random" and "scores" not in r):
+    if not files.arrays_path.exists():
         return []
     arrays = files.read_arrays()
     means, labels, log_p = arrays["test"], arrays["labels_test"], arrays.get("log_probabilities_test")
