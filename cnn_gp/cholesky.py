@@ -184,25 +184,25 @@ class LowerBlocks:
 
         :param first: rows of B before this one are 0, a block's first row; they are skipped.
         """
-        X = self._right_side(B, n)
-        for j, (left, right) in self._leading(n):
+        leading = list(self._leading(n))
+        X = self._right_sides(B, n)
+        for j, (_, right) in leading:
             if right <= first:
                 continue
-            X[left:right] = self._triangular(j, right - left, X[left:right], transposed=False)
-            for i, (start, stop) in self._leading(n):
-                if i > j:
-                    X[start:stop] -= self._blocks[i][j][: stop - start, : right - left] @ X[left:right]
-        return X
+            X[j] = self._triangular(j, X[j], transposed=False)
+            for i, _ in leading[j + 1 :]:
+                X[i] = blas.dgemm(-1.0, self._block(i, j, X), X[j], beta=1.0, c=X[i], overwrite_c=1)
+        return np.concatenate(X)
 
     def backward(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
         """L^-T B, as :meth:`forward`."""
-        X = self._right_side(B, n)
-        for j, (left, right) in reversed(list(self._leading(n))):
-            for i, (start, stop) in self._leading(n):
-                if i > j:
-                    X[left:right] -= self._blocks[i][j][: stop - start, : right - left].T @ X[start:stop]
-            X[left:right] = self._triangular(j, right - left, X[left:right], transposed=True)
-        return X
+        leading = list(self._leading(n))
+        X = self._right_sides(B, n)
+        for j, _ in reversed(leading):
+            for i, _ in leading[j + 1 :]:
+                X[j] = blas.dgemm(-1.0, self._block(i, j, X), X[i], beta=1.0, c=X[j], trans_a=1, overwrite_c=1)
+            X[j] = self._triangular(j, X[j], transposed=True)
+        return np.concatenate(X)
 
     def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
         """The matrix's (or its leading n rows' and columns') inverse times B, with the factor."""
@@ -242,8 +242,13 @@ class LowerBlocks:
             progress(1)
         return result
 
-    def _triangular(self, j: int, n: int, B: np.ndarray, *, transposed: bool) -> np.ndarray:
-        return blas.dtrsm(1.0, self._blocks[j][j][:n, :n], B, lower=1, trans_a=int(transposed))
+    def _block(self, i: int, j: int, X: list[np.ndarray]) -> np.ndarray:
+        """The factor's block, of which the last one may be cut to a leading part."""
+        return self._blocks[i][j][: len(X[i]), : len(X[j])]
+
+    def _triangular(self, j: int, B: np.ndarray, *, transposed: bool) -> np.ndarray:
+        factor = self._blocks[j][j][: len(B), : len(B)]
+        return blas.dtrsm(1.0, factor, B, lower=1, trans_a=int(transposed), overwrite_b=1)
 
     def _leading(self, n: int | None) -> Iterator[tuple[int, tuple[int, int]]]:
         n = self.N if n is None else n
@@ -251,11 +256,12 @@ class LowerBlocks:
             if start < n:
                 yield i, (start, min(stop, n))
 
-    def _right_side(self, B: np.ndarray, n: int | None) -> np.ndarray:
+    def _right_sides(self, B: np.ndarray, n: int | None) -> list[np.ndarray]:
+        """Copies of the rows of B at each block, in Fortran's order, so that BLAS works in place."""
         expected = self.N if n is None else n
         if len(B) != expected:
             raise ValueError(f"The right side has {len(B)} rows; expected {expected}.")
-        return np.array(B, np.float64, order="F", copy=True)
+        return [np.array(B[start:stop], np.float64, order="F") for _, (start, stop) in self._leading(n)]
 
 
 def n_operations(N: int) -> float:

@@ -11,7 +11,7 @@ from .solve import Solution, gram_times
 from .store import RunDirectory
 
 #: Rows of the training matrix gathered at a time for the variances of images cut off from it.
-_GATHERED = 2000
+_GATHERED = 500
 
 
 @dataclass(frozen=True)
