@@ -81,12 +81,11 @@ class ResultFiles:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.json_path} can't be read ({error}): move it away and start again.") from error
 
-    def finished(self, settings: dict[str, Any], extras: Sequence[str] = ()) -> dict[str, Any] | None:
+    def finished(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """
         The result of these settings, if it is there, CSV included.
 
         :param settings: the values of "fingerprint", "N_train", "N_vali", "N_test", "jitter_asked" and "noise_asked".
-        :param extras: what the result must have besides errors, such as "variances".
         :raises UserError: where a result of other settings is there.
         """
         there = self.read()
@@ -96,11 +95,6 @@ class ResultFiles:
         if differing:
             named = "; ".join(f"{key} is {there.get(key)} there and {settings[key]} asked for" for key in differing)
             raise UserError(f"{self.json_path} holds another result ({named}): give --overwrite, or another --csv_dir.")
-        lacking = [extra for extra in extras if extra not in there.get("extras", ())]
-        if lacking:
-            raise UserError(
-                f"{self.json_path} is there without {' and '.join(lacking)}: give --overwrite, or another --csv_dir."
-            )
         return there if self.csv_path.exists() else None
 
     def check_writable(self) -> None:

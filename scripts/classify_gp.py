@@ -6,35 +6,24 @@ Stage 2: solve the Gaussian process regression of a stored kernel, and count its
 Needs the working directory alone: neither the data set nor TensorFlow.
 """
 
-import resource
+import functools
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, spectrum
 from cnn_gp.architectures import MODELS, run_name
-from cnn_gp.cholesky import n_operations
+from cnn_gp.classify import Request, classify
 from cnn_gp.cluster import connect
+from cnn_gp.description import Description
 from cnn_gp.errors import UserError
-from cnn_gp.learning_curve import default_sizes, learning_curve, to_csv
-from cnn_gp.leave_one_out import leave_one_out
-from cnn_gp.predict import Predictions, error_percent, predict, validation_labels, variances
-from cnn_gp.predict import n_operations as n_operations_of_variances
-from cnn_gp.progress import duration
-from cnn_gp.provenance import software
-from cnn_gp.results import ResultFiles, hyperparameters, table
-from cnn_gp.scores import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
-from cnn_gp.solve import Solution, check_memory, has_memory, solve, targets
-from cnn_gp.spectrum import check_memory as check_spectrum_memory
-from cnn_gp.spectrum import eigenvalues
+from cnn_gp.learning_curve import default_sizes
+from cnn_gp.results import ResultFiles, table
+from cnn_gp.solve import check_memory
 from cnn_gp.store import RunDirectory
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
 RESIDUAL_WARNING = 1e-6
@@ -64,42 +53,28 @@ flags.DEFINE_bool(
 def main() -> None:
     """Parse the flags, solve, predict, write the result and print it."""
     run = RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
-    description = run.description()
-    N_train = _size("N_train", FLAGS.N_train, description.N_train, description.N_train)
-    available = description.N_vali + description.N_train - N_train
-    N_vali = _size("N_vali", FLAGS.N_vali, description.N_vali, available)
-    N_test = _size("N_test", FLAGS.N_test, description.N_test, description.N_test)
-    if not 0 <= FLAGS.jitter < float("inf"):
-        raise UserError(f"--jitter is {FLAGS.jitter}; expected a finite number of at least 0, such as 1e-6.")
-    noises = _noises(FLAGS.noise)
-    sizes = _curve_sizes(FLAGS.learning_curve, N_train)
-
-    settings = {
-        "fingerprint": description.fingerprint,
-        "N_train": N_train,
-        "N_vali": N_vali,
-        "N_test": N_test,
-        "jitter_asked": FLAGS.jitter,
-        "noise_asked": noises,
-    }
-    extras = [name for name in ("variances", "leave_one_out", "learning_curve", "spectrum") if FLAGS[name].value]
+    request = _request(run.description())
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)
-    result = None if FLAGS.overwrite else files.finished(settings, extras)
-    if result is not None:
+    fingerprint = run.description().fingerprint
+    result = None if FLAGS.overwrite else files.finished({"fingerprint": fingerprint, **request.settings})
+    lacking = [extra for extra in request.extras if result is not None and extra not in result["extras"]]
+    if result is not None and not lacking:
         print(f"{files.json_path} is there already.")
     else:
+        if result is not None:
+            print(f"{files.json_path} is there without {' and '.join(lacking)}: it is computed again.")
+            request = _with_extras(request, result)
         files.check_writable()
         run.check_complete()
         run.check_data()
         client = None if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder)[0]
-        needed = check_memory(run, N_train, client)
+        needed = check_memory(run, request.N_train, client)
         where = "of memory" if client is None else "of the cluster's memory"
-        print(f"{run.name}: solving for {N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
-        if FLAGS.spectrum:
-            check_spectrum_memory(N_train)
-        found = _classify(run, files, noises, sizes, N_train, N_vali, N_test, client)
-        result = {**settings, "extras": extras, **found}
-        files.write(result)
+        print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
+        if request.spectrum:
+            spectrum.check_memory(request.N_train)
+        say = functools.partial(print, flush=True)
+        result = classify(run, request, files, cli.command(), say, client)
     print(table([{"run": run.name, **result}]))
     if result["relative_residual"] > RESIDUAL_WARNING:
         print(
@@ -112,140 +87,54 @@ def main() -> None:
         print(f"The tiles of {run.name} are deleted (--nokeep_tiles).")
 
 
-def _classify(
-    run: RunDirectory,
-    files: ResultFiles,
-    noises: list[float],
-    sizes: list[int],
-    N_train: int,
-    N_vali: int,
-    N_test: int,
-    client: "Client | None",
-) -> dict[str, Any]:
-    description, labels = run.description(), run.labels()
-    Y = targets(labels["Y"][:N_train], description.n_classes)
-    vali_labels, test_labels = validation_labels(labels, N_train)[:N_vali], labels["Yt"][:N_test]
-    solution, means, tried = _best(run, Y, noises, vali_labels, N_test, client)
-    s = output_scale(Y, solution.alpha)
-    result: dict[str, Any] = {
-        "model": description.model,
-        "dataset": description.dataset,
-        "training_error": error_percent(means.train, labels["Y"][:N_train]),
-        "validation_error": error_percent(means.vali, vali_labels),
-        "test_error": error_percent(means.test, test_labels),
-        "jitter": solution.jitter,
-        "noise": solution.noise,
-        "noise_search": tried,
-        "mean_diagonal": solution.scale,
-        "output_scale": s,
-        "relative_residual": solution.relative_residual,
-        "refinements": solution.refinements,
-        "log_marginal_likelihood": solution.log_marginal_likelihood,
-        "scaled_log_marginal_likelihood": scaled_log_marginal_likelihood(Y, s, solution.log_determinant),
-        "log_marginal_likelihoods": solution.log_marginal_likelihoods.tolist(),
-        "log_determinant": solution.log_determinant,
-        "extreme_eigenvalues": solution.extreme_eigenvalues,
-        "condition_number": solution.condition_number,
-    }
-    arrays = {"alpha": solution.alpha, "vali": means.vali, "test": means.test}
-    arrays.update(labels_vali=vali_labels, labels_test=test_labels)
-    start = time.perf_counter()
-    if sizes:
-        points = learning_curve(run, solution, Y, sizes, N_test)
-        files.write_extra("learning_curve.csv", to_csv(points).encode())
-        result["learning_curve"] = [vars(point) for point in points]
-    if FLAGS.variances:
-        factorisation = solution.times["factorise"]
-        expected = factorisation * n_operations_of_variances(N_train, N_vali + N_test) / n_operations(N_train)
-        print(f"Variances of {N_vali + N_test:,} images: about {duration(expected)}.", flush=True)
-        found = dict(zip(("vali", "test"), variances(run, solution, N_vali, N_test), strict=True))
-        result["scores"] = {}
-        for name, numbers in (("vali", vali_labels), ("test", test_labels)):
-            log_p = log_probabilities(arrays[name], s * found[name])
-            result["scores"][name] = scores(log_p, numbers)
-            arrays.update({f"variances_{name}": found[name], f"log_probabilities_{name}": log_p})
-    if FLAGS.leave_one_out:
-        left_out = leave_one_out(solution, Y)
-        result["leave_one_out"] = {
-            "error": error_percent(left_out.means, labels["Y"][:N_train]),
-            "log_predictive_density": left_out.log_predictive_density(Y, s),
-        }
-    if FLAGS.spectrum:
-        # Only now, so that the factor needn't be there beside it.
-        del solution.factor
-        arrays["eigenvalues"] = eigenvalues(run, N_train)
-    files.write_arrays(arrays)
-    provenance = run.provenance()
-    return {
-        **result,
-        "hyperparameters": hyperparameters(description.kernel),
-        "kernel": description.kernel,
-        "float_type": description.float_type,
-        "n_max": description.n_max,
-        "times": {
-            "kernel": sum(part.get("seconds", 0.0) for part in provenance),
-            **solution.times,
-            "extras": time.perf_counter() - start,
-        },
-        # Kilobytes on Linux.
-        "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "command": cli.command(),
-        "versions": software(),
-        "kernel_computed_by": [dict(t) for t in sorted({_who(part) for part in provenance})],
-    }
+def _request(description: Description) -> Request:
+    """What the flags ask of the run, checked."""
+    N_train = _size("N_train", FLAGS.N_train, description.N_train, description.N_train)
+    available = description.N_vali + description.N_train - N_train
+    if not 0 <= FLAGS.jitter < float("inf"):
+        raise UserError(f"--jitter is {FLAGS.jitter}; expected a finite number of at least 0, such as 1e-6.")
+    return Request(
+        N_train,
+        _size("N_vali", FLAGS.N_vali, description.N_vali, available),
+        _size("N_test", FLAGS.N_test, description.N_test, description.N_test),
+        FLAGS.jitter,
+        _noises(FLAGS.noise),
+        FLAGS.variances,
+        FLAGS.leave_one_out,
+        _curve_sizes(FLAGS.learning_curve, N_train),
+        FLAGS.spectrum,
+    )
 
 
-def _best(
-    run: RunDirectory,
-    Y: np.ndarray,
-    noises: list[float],
-    vali_labels: np.ndarray,
-    N_test: int,
-    client: "Client | None",
-) -> tuple[Solution, Predictions, list[dict[str, float]]]:
-    """The solution and means of the noise with the smallest validation error, the first of them; and all errors."""
-    best: tuple[Solution, Predictions] | None = None
-    tried: list[dict[str, float]] = []
-    for noise in noises:
-        if best is not None and not has_memory(run, len(Y)):
-            # For two factors, that is.
-            best[0].factor.make_room(run.folder)
-        solution = solve(run, Y, FLAGS.jitter, noise, say=lambda line: print(line, flush=True), client=client)
-        start = time.perf_counter()
-        means = predict(run, solution.alpha, len(vali_labels), N_test)
-        solution.times["predict"] = time.perf_counter() - start
-        error = error_percent(means.vali, vali_labels)
-        if best is None or error < min(t["validation_error"] for t in tried):
-            best = solution, means
-        del solution
-        tried.append({"noise": noise, "validation_error": error})
-        if len(noises) > 1:
-            print(f"noise {noise:g}: validation error {error:.2f} %", flush=True)
-    assert best is not None
-    return *best, tried
+def _with_extras(request: Request, there: dict[str, Any]) -> Request:
+    """The request with what a result has that is there already, so that nothing of it is lost."""
+    sizes = {point["N_train"] for point in there.get("learning_curve", ())}
+    return replace(
+        request,
+        variances=request.variances or "variances" in there["extras"],
+        leave_one_out=request.leave_one_out or "leave_one_out" in there["extras"],
+        spectrum=request.spectrum or "spectrum" in there["extras"],
+        curve_sizes=tuple(sorted({*request.curve_sizes, *sizes})),
+    )
 
 
-def _noises(texts: list[str]) -> list[float]:
+def _noises(texts: list[str]) -> tuple[float, ...]:
     try:
-        noises = [float(text) for text in texts]
+        noises = tuple(float(text) for text in texts)
     except ValueError:
-        noises = [-1.0]
+        noises = (-1.0,)
     if not noises or not all(0 <= noise < float("inf") for noise in noises):
         raise UserError(f"--noise is {','.join(texts)}; expected numbers of at least 0, such as 0,1e-3,1e-2.")
     return noises
 
 
-def _curve_sizes(text: str, N_train: int) -> list[int]:
+def _curve_sizes(text: str, N_train: int) -> tuple[int, ...]:
     if text in ("", "auto"):
-        return default_sizes(N_train) if text else []
+        return tuple(default_sizes(N_train)) if text else ()
     numbers = text.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
         raise UserError(f"--learning_curve is {text!r}; expected 'auto', or numbers of images such as 500,1000,5000.")
-    return sorted({int(number) for number in numbers})
-
-
-def _who(provenance: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, str(value)) for key, value in provenance.items() if key not in ("seconds", "pid")))
+    return tuple(sorted({int(number) for number in numbers}))
 
 
 def _size(name: str, asked: int | None, default: int, largest: int) -> int:

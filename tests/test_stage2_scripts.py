@@ -55,9 +55,16 @@ def test_everything_that_can_be_asked_for(workdir):
         assert wrong == pytest.approx(result["test_error"])
 
 
-def test_a_result_that_lacks_what_is_asked_for_isnt_written_over(workdir):
-    flags = [f"--path={workdir}", "--model=random", "--seed=1"]
-    refused(script("classify_gp", *flags, "--variances"), "is there without variances: give --overwrite")
+def test_a_result_that_lacks_what_is_asked_for_is_computed_again_with_what_it_has(workdir, tmp_path):
+    flags = [f"--path={workdir}", "--model=random", "--seed=1", f"--csv_dir={tmp_path}"]
+    assert script("classify_gp", *flags, "--leave_one_out", "--learning_curve=20").returncode == 0
+    before = json.loads((tmp_path / "seed_01.json").read_text())
+    process = script("classify_gp", *flags, "--variances")
+    assert "is there without variances: it is computed again" in process.stdout
+    after = json.loads((tmp_path / "seed_01.json").read_text())
+    assert after["extras"] == ["variances", "leave_one_out", "learning_curve"]
+    for key in ("test_error", "leave_one_out", "learning_curve", "log_marginal_likelihood"):
+        assert after[key] == before[key]
     refused(script("classify_gp", *flags, "--noise=0.1"), "noise_asked is [0.0] there and [0.1] asked for")
     # What was asked for before and isn't now is no reason.
     assert "is there already" in script("classify_gp", f"--path={workdir}", *RUN, "--noise=0,1e-2").stdout
@@ -224,3 +231,26 @@ def test_other_data_sets_by_the_same_commands(tmp_path, dataset, write):
     assert result["dataset"] == dataset and result["test_error"] < 70
     assert script("report", f"--path={tmp_path}/runs").returncode == 0
     assert (tmp_path / "runs" / "results" / "figures" / "resnet_gp_confusion.png").exists()
+
+
+def test_the_errors_are_on_disk_before_what_takes_longer(workdir, tmp_path, monkeypatch):
+    """A stop while variances are computed leaves a whole result without them."""
+    from cnn_gp import classify
+    from cnn_gp.results import ResultFiles
+
+    class Stop(Exception):
+        pass
+
+    def stop(*arguments):
+        raise Stop
+
+    monkeypatch.setattr(classify, "variances", stop)
+    files = ResultFiles(tmp_path, "convnet_gp")
+    request = classify.Request(60, 20, 30, variances=True)
+    with pytest.raises(Stop):
+        classify.classify(RunDirectory(workdir, "convnet_gp"), request, files, "none")
+    left = files.read()
+    full = ResultFiles(workdir / "results", "convnet_gp").read()
+    assert left["extras"] == [] and left["test_error"] >= 0 and "scores" not in left
+    assert left.keys() <= full.keys()
+    assert files.csv_path.exists() and files.read_arrays()["alpha"].shape == (60, 10)
