@@ -62,10 +62,10 @@ _PLACES = ("path", "data_dir", "scheduler", "images", "out")
 def command() -> str:
     """The command that this script was started with, as it can be told to others."""
     words = ["python", f"scripts/{Path(sys.argv[0]).name}"]
-    for argument in sys.argv[1:]:
-        name, equals, value = argument.lstrip("-").partition("=")
-        place = name in _PLACES or value.endswith(".npz")
-        words.append(f"--{name}{equals}{name.upper() if place else value}")
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        if flag.present:
+            is_place = flag.name in _PLACES or Path(str(flag.value)).is_absolute()
+            words.append(f"--{flag.name}={flag.name.upper()}" if is_place else flag.serialize())
     return shlex.join(words)
 
 

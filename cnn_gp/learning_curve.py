@@ -77,11 +77,3 @@ def to_csv(points: Sequence[Point]) -> str:
     writer.writeheader()
     writer.writerows(asdict(point) for point in points)
     return text.getvalue()
-
-
-def from_csv(text: str) -> list[Point]:
-    """The points of :func:`to_csv`."""
-    return [
-        Point(int(line["N_train"]), *(float(line[field.name]) for field in fields(Point)[1:]))
-        for line in csv.DictReader(io.StringIO(text))
-    ]

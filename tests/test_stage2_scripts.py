@@ -172,8 +172,9 @@ def test_the_run_is_described_in_full(workdir):
 def test_the_result_names_the_command_the_versions_and_the_machine(workdir):
     result = json.loads((workdir / "results" / "convnet_gp.json").read_text())
     # The flags that are places on this machine are named, not told.
-    asked = " ".join([*RUN, *ALL])
-    assert result["command"] == f"python scripts/classify_gp.py --path=PATH {asked}"
+    words = result["command"].split()
+    assert words[:2] == ["python", "scripts/classify_gp.py"]
+    assert sorted(words[2:]) == sorted(["--path=PATH", *RUN, *ALL])
     assert {"cnn_gp", "commit", "processor", "python", "numpy"} <= result["versions"].keys()
     assert {"commit", "processor", "engine"} <= result["kernel_computed_by"][0].keys()
     assert str(workdir) not in json.dumps(result)
@@ -254,3 +255,12 @@ def test_the_errors_are_on_disk_before_what_takes_longer(workdir, tmp_path, monk
     assert left["extras"] == [] and left["test_error"] >= 0 and "scores" not in left
     assert left.keys() <= full.keys()
     assert files.csv_path.exists() and files.read_arrays()["alpha"].shape == (60, 10)
+
+
+def test_no_place_on_this_machine_is_recorded(workdir, tmp_path):
+    flags = ["--path", str(workdir), "--model", "random", "--seed", "1", "--csv_dir", str(tmp_path), "--nospectrum"]
+    process = script("classify_gp", *flags)
+    assert process.returncode == 0, process.stderr
+    words = json.loads((tmp_path / "seed_01.json").read_text())["command"].split()
+    expected = ["--path=PATH", "--model=random", "--seed=1", "--csv_dir=CSV_DIR", "--nospectrum"]
+    assert sorted(words[2:]) == sorted(expected)
