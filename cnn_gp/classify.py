@@ -209,7 +209,7 @@ def _best(
             best[0].factor.make_room(run.folder)
         solution = solve(run, Y, request.jitter, noise, say=say, client=client)
         start = time.perf_counter()
-        means = predict(run, solution.alpha, len(vali_labels), request.N_test)
+        means = predict(run, solution, len(vali_labels), request.N_test)
         solution.times["predict"] = time.perf_counter() - start
         error = error_percent(means.vali, vali_labels)
         if best is None or error < min(t["validation_error"] for t in tried):

@@ -7,7 +7,7 @@ import numpy as np
 
 from .errors import UserError
 from .progress import Progress
-from .solve import Solution, gram_times
+from .solve import Solution
 from .store import RunDirectory
 
 #: Rows of the training matrix gathered at a time for the variances of images cut off from it.
@@ -31,19 +31,17 @@ def validation_labels(labels: dict[str, np.ndarray], N_train: int) -> np.ndarray
     return np.concatenate([labels["Y"][N_train:], labels["Yv"]])
 
 
-def predict(run: RunDirectory, alpha: np.ndarray, N_vali: int, N_test: int) -> Predictions:
+def predict(run: RunDirectory, solution: Solution, N_vali: int, N_test: int) -> Predictions:
     """
-    The posterior means at the training, validation and test images, in one pass over the stored tiles.
+    The posterior means at the training, validation and test images, in one pass over the stored Kxvx and Kxtx.
 
-    :param alpha: [N, n_classes], the solution for the first N training images. If more are stored, the others come
-        first in the validation set.
+    :param solution: for the first N training images. If more are stored, the others come first in the validation set.
     :param N_vali, N_test: how many of the validation and test images.
     """
-    N = len(alpha)
-    stored = gram_times(run, alpha)
-    cut_off = stored[N:][:N_vali]
+    alpha, N = solution.alpha, len(solution.alpha)
+    cut_off = solution.products[N:][:N_vali]
     return Predictions(
-        train=stored[:N],
+        train=solution.products[:N],
         vali=np.concatenate([cut_off, cross_times(run, "Kxvx", [alpha], N_vali - len(cut_off))[0]]),
         test=cross_times(run, "Kxtx", [alpha], N_test)[0],
     )

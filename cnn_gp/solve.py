@@ -39,6 +39,8 @@ class Solution:
 
     alpha: np.ndarray
     """[N, n_classes], float64."""
+    products: np.ndarray
+    """[N_train stored, n_classes], float64: Kxx[:, :N] alpha, the means at all stored training images."""
     factor: Factor
     """The Cholesky factor of the system's matrix."""
     jitter: float
@@ -178,19 +180,22 @@ def solve(
     with _timed(times, "solve"):
         alpha = factor.solve(Y)
         added = (attempt + noise) * scale
-        residual = Y - gram_times(run, alpha)[:N] - added * alpha
+        products = gram_times(run, alpha)
+        residual = Y - products[:N] - added * alpha
         refinements = 0
         while np.linalg.norm(residual) > RESIDUAL * np.linalg.norm(Y) and refinements < _REFINEMENTS:
             better = alpha + factor.solve(residual)
-            new = Y - gram_times(run, better)[:N] - added * better
+            better_products = gram_times(run, better)
+            new = Y - better_products[:N] - added * better
             if np.linalg.norm(new) >= np.linalg.norm(residual):
                 break
-            alpha, residual, refinements = better, new, refinements + 1
+            alpha, products, residual, refinements = better, better_products, new, refinements + 1
         fits = np.einsum("nc,nc->c", Y, alpha)
     with _timed(times, "spectrum"):
         extremes = extreme_eigenvalues(factor)
     return Solution(
         alpha=alpha,
+        products=products,
         factor=factor,
         jitter=attempt,
         noise=noise,

@@ -26,7 +26,7 @@ def test_equals_gpflow_regression(tmp_path, n_max, N):
     run = complete(tmp_path, data, n_max=n_max)
     Y, solution = solved(run, N)
     n_vali = 9 + 23 - N
-    means = predict(run, solution.alpha, n_vali, 7)
+    means = predict(run, solution, n_vali, 7)
 
     X = data.X[:N].astype(np.float64)
     kernel = gpflow.kernels.SquaredExponential(variance=2.0)
@@ -45,8 +45,8 @@ def test_fewer_validation_images_than_are_cut_off(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
     _, solution = solved(run, 13)
-    every = predict(run, solution.alpha, 19, 7)
-    few = predict(run, solution.alpha, 4, 2)
+    every = predict(run, solution, 19, 7)
+    few = predict(run, solution, 4, 2)
     np.testing.assert_array_equal(few.vali, every.vali[:4])
     np.testing.assert_array_equal(few.test, every.test[:2])
 
@@ -75,7 +75,7 @@ def test_duplicates_climb_the_ladder_aloud_and_the_training_error_is_that_of_the
     # LAPACK may or may not notice an exactly singular matrix at 1e-10; it does at 0 or the matrix is regular.
     assert solution.jitter in (0.0, *JITTER_LADDER)
     assert len(said) == ([0.0, *JITTER_LADDER]).index(solution.jitter)
-    means = predict(run, solution.alpha, 9, 7)
+    means = predict(run, solution, 9, 7)
     assert error_percent(means.train, data.Y) == 0
     assert solution.relative_residual < 1e-5
 

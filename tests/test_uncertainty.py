@@ -79,7 +79,7 @@ def test_the_learning_curve_equals_separate_solves(tmp_path, block, monkeypatch)
     points = learning_curve(run, solution, Y, sizes, 7)
     for n, point in zip(sizes, points, strict=True):
         y, alone = solved(run, n, noise=NOISE)
-        means = predict(run, alone.alpha, 23 - n + 9, 7)
+        means = predict(run, alone, 23 - n + 9, 7)
         assert point.N_train == n
         # The stored validation set, without the images that a smaller training set cuts off.
         assert point.validation_error == error_percent(means.vali[23 - n :], data.Yv)
