@@ -4,13 +4,14 @@ The convergence figure: many finite networks at several widths, beside the Gauss
     python scripts/plot_convergence.py --dataset=digits --path=runs/convergence
 
 Started again with the same flags it goes on where it was. For each model it writes the samples, a figure (PNG and SVG)
-and a table (CSV) into the working directory.
+and its numbers (CSV, and JSON with what made them) into the working directory.
 """
 
 import csv
 import functools
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ from cnn_gp.atomic import write_atomically
 from cnn_gp.convergence import Plan, Samples, summary
 from cnn_gp.errors import UserError
 from cnn_gp.progress import Progress
+from cnn_gp.provenance import software
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
@@ -70,7 +72,10 @@ def main() -> None:
             figures.save(figure, path)
             print(path)
         rows = [summary(s, K) for s in samples]
-        write_atomically(Path(FLAGS.path) / f"{model}.csv", functools.partial(_write, rows))
+        write_atomically(Path(FLAGS.path) / f"{model}.csv", functools.partial(_write, _csv(rows)))
+        made = {"dataset": data.name, "data_hash": data_hash, "kernel": kernel.describe(), "seed": samples[0].plan.seed}
+        record = {"model": model, "widths": rows, **made, "command": cli.command(), "versions": software()}
+        write_atomically(Path(FLAGS.path) / f"{model}.json", functools.partial(_write, json.dumps(record, indent=2)))
         for row in rows:
             print(
                 f"{model}, width {row['width']}: second moments off by {100 * row['rms_deviation']:.1f} % (Monte Carlo "
@@ -78,12 +83,16 @@ def main() -> None:
             )
 
 
-def _write(rows: list[dict[str, float]], file: BinaryIO) -> None:
+def _write(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
+
+
+def _csv(rows: list[dict[str, float]]) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
-    file.write(text.getvalue().encode())
+    return text.getvalue()
 
 
 def _widths(texts: list[str]) -> list[int]:

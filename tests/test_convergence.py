@@ -1,6 +1,7 @@
 """Samples of finite networks: resumed, refused, and what is said of them."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -90,12 +91,16 @@ def test_the_script(tmp_path):
     process = script("plot_convergence", *flags, "--n_images=5")
     assert process.returncode == 0, process.stderr
     assert "resnet_gp, width 5: second moments off by" in process.stdout
-    names = {"resnet_gp.png", "resnet_gp.svg", "resnet_gp.csv", "resnet_gp_width_3.npz", "resnet_gp_width_5.npz"}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    ends = (".png", ".svg", ".csv", ".json", "_width_3.npz", "_width_5.npz")
+    assert {path.name for path in tmp_path.iterdir()} == {f"resnet_gp{end}" for end in ends}
     with open(tmp_path / "resnet_gp.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["width"] for row in rows] == ["3", "5"]
     assert all(row["networks"] == row["networks_at_all_images"] == "30" for row in rows)
+    record = json.loads((tmp_path / "resnet_gp.json").read_text())
+    assert [f"{of_width['variance']:.6g}" for of_width in record["widths"]] == [row["variance"] for row in rows]
+    assert record["command"].startswith("python scripts/plot_convergence.py") and "--widths=3,5" in record["command"]
+    assert record["versions"]["processor"] and record["dataset"] == "digits"
     refused(script("plot_convergence", *flags, "--n_images=6"), "holds other samples")
     refused(script("plot_convergence", f"--path={tmp_path}", "--widths=3,x"), "--widths is 3,x")
     refused(script("plot_convergence", f"--path={tmp_path}", "--models=random"), "--models has 'random'")
