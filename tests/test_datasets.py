@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from cnn_gp import datasets
+from cnn_gp import sources
 from cnn_gp.datasets import DataError, load
 
 MNIST_NAMES = (
@@ -39,9 +39,9 @@ def small_mnist(folder, n=(12, 7), compress=True, balanced=False):
 @pytest.fixture
 def of_small_mnist(monkeypatch):
     """Let MNIST have 12 training and 7 test images, whose pool starts at row 8, and any labels."""
-    monkeypatch.setattr(datasets, "_MNIST_ROWS", (12, 7))
-    monkeypatch.setattr(datasets, "_MNIST_POOL_START", 8)
-    monkeypatch.setattr(datasets, "_check_mnist_labels", lambda *arguments: None)
+    monkeypatch.setattr(sources, "_MNIST_ROWS", (12, 7))
+    monkeypatch.setattr(sources, "_MNIST_POOL_START", 8)
+    monkeypatch.setattr(sources, "_check_mnist_labels", lambda *arguments: None)
 
 
 def npz(path, **changes):
@@ -98,13 +98,13 @@ def test_mnists_files_as_fashion_mnist_are_noticed(mnist_dir):
 
 def test_other_labels_as_mnist_are_noticed(tmp_path, monkeypatch):
     small_mnist(tmp_path)
-    monkeypatch.setattr(datasets, "_MNIST_ROWS", (12, 7))
+    monkeypatch.setattr(sources, "_MNIST_ROWS", (12, 7))
     refused("mnist: the training labels are not MNIST's, but perhaps Fashion-MNIST's", "mnist", data_dir=tmp_path)
 
 
 def test_unbalanced_labels_as_fashion_mnist_are_noticed(tmp_path, monkeypatch):
     small_mnist(tmp_path)
-    monkeypatch.setattr(datasets, "_MNIST_ROWS", (12, 7))
+    monkeypatch.setattr(sources, "_MNIST_ROWS", (12, 7))
     refused("labels are not Fashion-MNIST's", "fashion_mnist", data_dir=tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_without_files_a_failed_download_is_one_line(monkeypatch):
                 def load_data():
                     raise Exception("URL fetch failure\non example")
 
-    monkeypatch.setattr(datasets.importlib, "import_module", lambda name: NoNetwork)
+    monkeypatch.setattr(sources.importlib, "import_module", lambda name: NoNetwork)
     refused("Keras could not load it .*download the files train-images.* and give their --data_dir", "fashion_mnist")
 
 
@@ -196,7 +196,7 @@ CIFAR_NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 
 @pytest.mark.parametrize("subfolder", ["cifar10", "cifar-10-batches-bin", "."])
 def test_cifar_batches(tmp_path, monkeypatch, subfolder):
-    monkeypatch.setattr(datasets, "_CIFAR_BATCH", 4)
+    monkeypatch.setattr(sources, "_CIFAR_BATCH", 4)
     records = cifar(tmp_path / subfolder, CIFAR_NAMES)
     data = load("cifar10", data_dir=tmp_path, N_train=15, N_vali=5, N_test=4)
     rows = np.concatenate([records[name] for name in CIFAR_NAMES[:5]])
