@@ -1,12 +1,16 @@
 """What the README and docs say of the results is what results/ holds."""
 
+import csv
 import json
 import re
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from cnn_gp.architectures import PAPER_ERRORS
+from cnn_gp import random_search
+from cnn_gp.architectures import PAPER_ERRORS, SEARCH_SEEDS
+from cnn_gp.results import read_all
 
 RESULTS = ROOT / "results" / "mnist"
 
@@ -44,6 +48,20 @@ def test_the_tables_of_the_docs_are_what_is_stored(model):
     assert row[1:] == [f"{error:.2f}" for error in errors] + [f"{score:.4f}" for score in probabilities]
     points = result["learning_curve"]
     assert table(text, "Learning curves")[model][1:] == [f"{point['test_error']:.2f}" for point in points]
+
+
+def test_the_random_search_is_whole():
+    folder = ROOT / "results" / "random_search"
+    results = read_all(folder)
+    with open(folder / "random_search.csv") as file:
+        rows = list(csv.DictReader(file))
+    without_kernel = random_search.shrunk_seeds((28, 28))
+    assert {int(row["seed"]) for row in rows} == {*SEARCH_SEEDS} - {*without_kernel}
+    assert (len(rows), sum(row["kind"] == "plain" and int(row["seed"]) <= 35 for row in rows)) == (52, 27)
+    assert rows == [{key: str(value) for key, value in row.items()} for row in random_search.rows(results)]
+    assert all((r["N_train"], r["N_vali"], r["N_test"]) == (5000, 2000, 5000) for r in results)
+    # None fails for a numerical reason.
+    assert all(np.isfinite(r["test_error"]) and r["test_error"] < 20 for r in results)
 
 
 def test_every_result_names_what_made_it():
