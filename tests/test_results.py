@@ -60,6 +60,19 @@ def test_the_random_search_is_whole():
     assert (len(rows), sum(row["kind"] == "plain" and int(row["seed"]) <= 35 for row in rows)) == (52, 27)
     assert rows == [{key: str(value) for key, value in row.items()} for row in random_search.rows(results)]
     assert all((r["N_train"], r["N_vali"], r["N_test"]) == (5000, 2000, 5000) for r in results)
+    lines = (ROOT / "docs" / "reproduction.md").read_text().split("## The random search")[1].splitlines()
+    told = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(("| res", "| pl"))
+    ]
+    of_seed = {row["seed"]: row for row in rows}
+    for kind, seed, layers, _, _, *errors in told:
+        row = of_seed[seed.split(",")[0]]
+        assert [kind, layers, *errors] == [row[c] for c in ("kind", "layers", "validation_error", "test_error")]
+    leaders = [next(row for row in rows if row["kind"] in kinds) for kinds in (("plain", "residual"), ("plain",))]
+    assert [row["seed"] for row in leaders] == ["53", "31"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    errors = (f"{' and '.join(row[c] for row in leaders)} %" for c in ("validation_error", "test_error"))
+    assert all(told in readme for told in errors)
     # None fails for a numerical reason.
     assert all(np.isfinite(r["test_error"]) and r["test_error"] < 20 for r in results)
 
