@@ -82,6 +82,7 @@ class FiniteNetwork(tf.Module):
                 f"The network ends in {built.channels} channels on a map of {built.positions}; expected a Dense() "
                 "readout after the last map."
             )
+        # It must not refer to this object: in a cycle gigabytes of weights would wait for the garbage collector.
         self._forward = built.forward
 
     def __call__(self, X: tf.Tensor) -> tf.Tensor:
@@ -162,12 +163,13 @@ class FiniteNetwork(tf.Module):
     def _build_dense(self, layer: Dense, channels: int, positions: Positions, outputs: int) -> "_Built":
         pixels = math.prod(positions)
         inputs = pixels * channels
+        draws = self.draws
         weight = self._draw("dense", [pixels, channels, outputs], float(layer.var_weight.numpy()) / inputs)
         add_bias = self._bias(layer, outputs)
 
         def forward(x: tf.Tensor) -> tf.Tensor:
             flat = tf.reshape(x, [x.shape[0], -1, inputs])
-            return add_bias(_matmul(flat, tf.reshape(weight, [self.draws, inputs, outputs])))
+            return add_bias(_matmul(flat, tf.reshape(weight, [draws, inputs, outputs])))
 
         return _Built(forward, outputs, ())
 
@@ -175,8 +177,8 @@ class FiniteNetwork(tf.Module):
         variance = float(layer.var_bias.numpy())
         if variance == 0:
             return lambda x: x
-        bias = self._draw("bias", [outputs], variance)
-        return lambda x: x + tf.reshape(bias, [self.draws, *[1] * (x.shape.rank - 2), outputs])
+        draws, bias = self.draws, self._draw("bias", [outputs], variance)
+        return lambda x: x + tf.reshape(bias, [draws, *[1] * (x.shape.rank - 2), outputs])
 
     def _draw(self, name: str, shape: Sequence[int], variance: float) -> tf.Variable:
         seed = [self._seed, len(self.weights)]

@@ -1,6 +1,5 @@
 """Made images of ten classes, of any number: for tests and for trying things out."""
 
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,5 +1,8 @@
 """Finite networks: their sample covariance converges to the kernel, and they can be trained."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -117,6 +120,21 @@ def test_the_seed_decides_and_the_draws_differ():
     np.testing.assert_array_equal(outputs, network.finite(5, [1, 4, 4], draws=4, seed=3)(X).numpy().ravel())
     assert len(set(outputs)) == 4
     assert not np.isin(network.finite(5, [1, 4, 4], draws=4, seed=4)(X).numpy(), outputs).any()
+
+
+def test_the_weights_are_freed_without_the_garbage_collector():
+    # Thousands of networks are drawn one after the other: waiting for it has cost all of a machine's memory.
+    block = Sum(Sequential(ChannelMix()), Conv(3, var_weight=1.0, var_bias=1.0))
+    gc.collect()
+    gc.disable()
+    try:
+        networks = Sequential(block, ExReLU(), Dense(1.0, 1.0)).finite(4, [1, 5, 5], draws=2)
+        networks(np.ones((3, 25)))
+        left = [weakref.ref(networks), *(weakref.ref(weight.variable) for weight in networks.weights)]
+        del networks
+        assert len(left) == 6 and not any(reference() is not None for reference in left)
+    finally:
+        gc.enable()
 
 
 def test_compiled_equals_eager():
