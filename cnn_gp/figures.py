@@ -191,16 +191,17 @@ def convergence(samples: Sequence[Samples], K: np.ndarray, title: str) -> Figure
     """
     A column for each width: histogram and quantiles of one image's output, second moments against the kernel.
 
+    The second moments are relative to the kernel's mean variance.
+
     :param K: [n_images, n_images], the kernel.
     """
     figure = Figure(figsize=(2.6 * len(samples), 8.2), layout="constrained")
     rows = figure.subplots(3, len(samples), squeeze=False)
     grid = np.linspace(-4, 4, 201)
     upper = np.triu_indices(len(K))
-    limit = K.astype(float)[upper]
-    highest = max(float(np.quantile(s.covariance[upper], 0.999)) for s in samples)
-    low, high = min(0.0, float(limit.min())), max(float(limit.max()), highest)
-    ends = low - 0.03 * (high - low), high + 0.03 * (high - low)
+    scale = float(np.diag(K).mean(dtype=np.float64))
+    limit = K.astype(float)[upper] / scale
+    ends = _with_margin(min(0.0, float(limit.min())), float(limit.max()))
     for column, s in enumerate(samples):
         z = standardised(s, K)
         above, middle, below = rows[:, column]
@@ -211,20 +212,28 @@ def convergence(samples: Sequence[Samples], K: np.ndarray, title: str) -> Figure
         middle.plot([-4, 4], [-4, 4], color="C3", lw=1)
         middle.plot(quantiles, np.sort(z), ".", ms=2, color="C0", rasterized=True)
         middle.set(xlim=(-4, 4), ylim=(-6, 6), xlabel="quantile of N(0, 1)")
-        error = 2 * s.standard_error[upper]
-        below.errorbar(
-            limit, s.covariance[upper], error, fmt="none", ecolor="0.8", elinewidth=0.5, zorder=1, rasterized=True
-        )
-        below.plot(limit, s.covariance[upper], ".", ms=1.5, color="C0", zorder=2, rasterized=True)
+        sampled, error = s.covariance[upper] / scale, 2 * s.standard_error[upper] / scale
+        below.errorbar(limit, sampled, error, fmt="none", ecolor="0.8", elinewidth=0.5, zorder=1, rasterized=True)
+        below.plot(limit, sampled, ".", ms=1.5, color="C0", zorder=2, rasterized=True)
         below.plot(ends, ends, color="C3", lw=1, zorder=3)
-        below.set(xlim=ends, ylim=ends, xlabel=f"kernel ({s.n_all:,} networks)")
+        # Narrow networks' moments can be several times the limit's: a range of their own leaves the others theirs.
+        heights = _with_margin(
+            min(0.0, float(limit.min())), max(float(limit.max()), float(np.quantile(sampled, 0.999)))
+        )
+        below.set(xlim=ends, ylim=heights, xlabel=f"kernel ({s.n_all:,} networks)")
         below.locator_params(nbins=4)
-    for axes, label in zip(rows[:, 0], ("density", "quantile of the output", "sampled covariance"), strict=True):
+    for axes, label in zip(
+        rows[:, 0], ("density", "quantile of the output", "sampled covariance / mean variance"), strict=True
+    ):
         axes.set_ylabel(label)
-    for axes in rows[:, 1:].ravel():
+    for axes in rows[:2, 1:].ravel():
         axes.tick_params(labelleft=False)
     figure.suptitle(title)
     return figure
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    return low - 0.03 * (high - low), high + 0.03 * (high - low)
 
 
 def _size(sizes: Sequence) -> float:
