@@ -142,7 +142,8 @@ def summary(samples: Samples, K: np.ndarray) -> dict[str, float]:
     :param K: [n_images, n_images], the kernel.
     :return: of the second moments the root mean square of their relative deviations sampled / limit - 1, and of these
         deviations' Monte Carlo errors; of the first image's outputs over its standard deviation in the limit: the
-        variance, the excess kurtosis and the Kolmogorov-Smirnov distance from a standard normal distribution.
+        variance with its standard error, the excess kurtosis and the Kolmogorov-Smirnov distance from a standard normal
+        distribution.
     """
     upper = np.triu_indices(len(K))
     limit = K.astype(np.float64)[upper]
@@ -156,6 +157,7 @@ def summary(samples: Samples, K: np.ndarray) -> dict[str, float]:
         "rms_deviation": float(np.sqrt(np.mean(deviations**2))),
         "rms_monte_carlo_error": float(np.sqrt(np.mean(errors**2))),
         "variance": float(np.mean(z**2)),
+        "variance_standard_error": float(np.std(z**2) / np.sqrt(len(z) - 1)),
         "excess_kurtosis": float(stats.kurtosis(z)),
         "ks_distance": float(stats.kstest(z, "norm").statistic),
     }

@@ -79,11 +79,14 @@ def test_the_summary_by_hand(tmp_path):
     samples.moments = 2 * np.array([[8.0, 3.0], [3.0, 4.0]])
     samples.squares = 2 * np.array([[64.0 + 1, 9.0], [9.0, 16.0]])
     found = summary(samples, np.array([[4.0, 2.0], [2.0, 4.0]]))
-    assert found["variance"] == pytest.approx(9 / 4)
+    assert found["variance"] == pytest.approx(9 / 4) and found["variance_standard_error"] == 0
     assert found["rms_deviation"] == pytest.approx(np.sqrt((1 + 0.25 + 0) / 3))
     assert found["rms_monte_carlo_error"] == pytest.approx(np.sqrt(1 / 16 / 3))
     assert found["excess_kurtosis"] == pytest.approx(-2)
     assert 0.4 < found["ks_distance"] < 0.5
+    samples.outputs = np.array([3.0, 1.0, 3.0, 1.0], np.float32)
+    found = summary(samples, np.eye(2))
+    assert (found["variance"], found["variance_standard_error"]) == (pytest.approx(5), pytest.approx(4 / 3**0.5))
 
 
 def test_the_script(tmp_path):
