@@ -50,6 +50,19 @@ def test_the_tables_of_the_docs_are_what_is_stored(model):
     assert table(text, "Learning curves")[model][1:] == [f"{point['test_error']:.2f}" for point in points]
 
 
+@pytest.mark.parametrize("path", (ROOT / "results" / "convergence").glob("*.json"), ids=lambda path: path.stem)
+def test_the_docs_table_of_convergence_is_what_is_stored(path):
+    lines = (ROOT / "docs" / "reproduction.md").read_text().split("## Convergence")[1].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    first = next(i for i, row in enumerate(cells) if row[0] == f"`{path.stem}`")
+    widths = json.loads(path.read_text())["widths"]
+    assert [row[2:] for row in cells[first : first + 3]] == [
+        [f"{w['variance']:.2f} ({w['variance_standard_error']:.2f})" for w in widths],
+        [f"{w['excess_kurtosis']:.1f}" for w in widths],
+        [f"{w['ks_distance']:.3f}" for w in widths],
+    ]
+
+
 def test_the_random_search_is_whole():
     folder = ROOT / "results" / "random_search"
     results = read_all(folder)
