@@ -50,7 +50,7 @@ def test_the_tables_of_the_docs_are_what_is_stored(model):
     assert table(text, "Learning curves")[model][1:] == [f"{point['test_error']:.2f}" for point in points]
 
 
-@pytest.mark.parametrize("path", (ROOT / "results" / "convergence").glob("*.json"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "convergence").glob("*.json")), ids=lambda path: path.stem)
 def test_the_docs_table_of_convergence_is_what_is_stored(path):
     lines = (ROOT / "docs" / "reproduction.md").read_text().split("## Convergence")[1].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
