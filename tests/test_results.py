@@ -63,6 +63,18 @@ def test_the_docs_table_of_convergence_is_what_is_stored(path):
     ]
 
 
+@pytest.mark.parametrize("model", ["convnet_gp", "residual_cnn_gp"])
+def test_the_docs_table_without_sqrt2_is_what_is_stored(model):
+    without = json.loads((ROOT / "results" / "no_sqrt2" / f"{model}_no_sqrt2.json").read_text())
+    with_it = next(point for point in stored(model)["learning_curve"] if point["N_train"] == without["N_train"])
+    # Not the validation errors: with fewer training images, the next ones validate.
+    errors = [r["test_error"] for r in (with_it, without)]
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    assert table(text, "those are other kernels")[model][1:] == [f"{error:.2f}" for error in errors]
+    assert without["hyperparameters"]["nonlinearities"] == ["ReLU"]
+    assert without["hyperparameters"]["var_weights"] == stored(model)["hyperparameters"]["var_weights"]
+
+
 def test_the_random_search_is_whole():
     folder = ROOT / "results" / "random_search"
     results = read_all(folder)
