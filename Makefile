@@ -26,9 +26,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2 -m 'not faults'
+	$(VENV)/bin/python -m pytest -n 2 -m 'not kills'
 
 test-faults: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 -m faults
+	$(VENV)/bin/python -m pytest -n 2 -m kills

@@ -17,7 +17,7 @@ setup(
     license="BSD-3-Clause",
     license_files=["LICENSE"],
     packages=find_packages(include=["cnn_gp", "cnn_gp.*"]),
-    package_data={"cnn_gp": ["py.typed"]},
+    package_data={"cnn_gp": ["py.typed", "*.pyi"]},
     # GPflow 2.11 needs NumPy 1, for which there are no wheels from Python 3.13 on.
     python_requires=">=3.11,<3.13",
     install_requires=[
@@ -32,6 +32,9 @@ setup(
         "numba>=0.61,<1",
         "absl-py>=2.1,<3",
         "tqdm>=4.66,<5",
+        "lazy_loader>=0.4,<1",
+        "psutil>=6,<8",
+        "tabulate>=0.9,<1",
         "scikit-learn>=1.5,<2",
         # TensorFlow Probability imports distutils, which Python 3.12 leaves to setuptools.
         "setuptools>=68",
@@ -46,6 +49,7 @@ setup(
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100,<7",
+            "import-linter>=2.1,<3",
             "ruff>=0.12,<1",
             "mypy>=1.14,<3",
         ],

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from cnn_gp import cli, datasets
-from cnn_gp.architectures import MODELS, build_kernel, run_name
-from cnn_gp.engines.fused import FusedEngine
-from cnn_gp.engines.lowering import lower
+from cnn_gp import cli
+from cnn_gp.data import datasets
+from cnn_gp.engines.fused.engine import FusedEngine
+from cnn_gp.engines.fused.lowering import lower
 from cnn_gp.errors import ShrunkMapError
+from cnn_gp.kernels.architectures import MODELS, build_kernel, run_name
 from cnn_gp.provenance import software
 
 FLAGS = flags.FLAGS

@@ -24,10 +24,10 @@ from made import D, MadeEngine, made_run
 from scipy.linalg import lapack
 
 from cnn_gp import cli
-from cnn_gp.cholesky import BLOCK, LowerBlocks, n_operations
 from cnn_gp.engines.threads import n_cores
 from cnn_gp.provenance import software
-from cnn_gp.solve import read_lower
+from cnn_gp.regression.cholesky import BLOCK, LowerBlocks, n_operations
+from cnn_gp.regression.solve import read_lower
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("N", 12_000, "Rows and columns.")
@@ -67,7 +67,7 @@ def cluster(workdir: str) -> list[tuple[float, float]]:
     """Seconds of (reading and factorising here, the same on a cluster), measured in turn."""
     from distributed import Client, LocalCluster
 
-    from cnn_gp.cluster_cholesky import ClusterFactor
+    from cnn_gp.regression.dask_cholesky import ClusterFactor
 
     run = made_run(workdir, FLAGS.N, 1, 1)
     measured = []

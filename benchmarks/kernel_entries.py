@@ -21,11 +21,12 @@ import numpy as np
 import operations
 from absl import flags
 
-from cnn_gp import cli, datasets
-from cnn_gp.architectures import MODELS, build_kernel
-from cnn_gp.engines import Engine
-from cnn_gp.engines.fused import FusedEngine
+from cnn_gp import cli
+from cnn_gp.data import datasets
+from cnn_gp.engines.engine import Engine
+from cnn_gp.engines.fused.engine import FusedEngine
 from cnn_gp.errors import UserError
+from cnn_gp.kernels.architectures import MODELS, build_kernel
 from cnn_gp.provenance import processor, software
 
 FLAGS = flags.FLAGS
@@ -61,7 +62,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         kernel = build_kernel(case["model"], [1, 28, 28])
     engine: Engine
     if case["engine"] == "fused":
-        from cnn_gp.engines.lowering import lower
+        from cnn_gp.engines.fused.lowering import lower
 
         program = lower(kernel)
         engine, n = FusedEngine(program), FLAGS.n_fused

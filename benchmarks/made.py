@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from cnn_gp.compute import compute_run
-from cnn_gp.datasets import Dataset
-from cnn_gp.description import Description
-from cnn_gp.engines import Progress
-from cnn_gp.store import RunDirectory
-from cnn_gp.worker import Job
+from cnn_gp.compute.scheduler import compute_run
+from cnn_gp.compute.worker import Job
+from cnn_gp.data.datasets import Dataset
+from cnn_gp.engines.engine import Progress
+from cnn_gp.store.description import Description
+from cnn_gp.store.run_directory import RunDirectory
 
 D, N_CLASSES = 64, 10
 

@@ -5,8 +5,8 @@ import time
 import numpy as np
 from numba import njit
 
-from cnn_gp.engines.program import COLUMNS, FUNCTIONS, OPERATIONS, Program
-from cnn_gp.engines.simd import WIDTH, fma, load, store
+from cnn_gp.engines.fused.program import COLUMNS, FUNCTIONS, OPERATIONS, Program
+from cnn_gp.engines.fused.simd import WIDTH, fma, load, store
 
 #: Of one position of a nonlinearity in loops.py; a multiply-add counts as two, a root, maximum or selection as one.
 OF_FUNCTION = {0: 0, FUNCTIONS["relu"]: 20, FUNCTIONS["step"]: 24, FUNCTIONS["erf"]: 22}

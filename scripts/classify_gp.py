@@ -14,16 +14,17 @@ from typing import Any
 
 from absl import flags
 
-from cnn_gp import cli, spectrum
-from cnn_gp.architectures import MODELS, run_name
-from cnn_gp.classify import Request, classify
+from cnn_gp import cli
 from cnn_gp.cluster import connect
-from cnn_gp.description import Description
 from cnn_gp.errors import UserError
-from cnn_gp.learning_curve import default_sizes
-from cnn_gp.results import ResultFiles, table
-from cnn_gp.solve import check_memory
-from cnn_gp.store import RunDirectory
+from cnn_gp.evaluation.classify import Request, classify
+from cnn_gp.evaluation.results import ResultFiles, table
+from cnn_gp.kernels.architectures import MODELS, run_name
+from cnn_gp.regression import spectrum
+from cnn_gp.regression.learning_curve import default_sizes
+from cnn_gp.regression.solve import check_memory
+from cnn_gp.store.description import Description
+from cnn_gp.store.run_directory import RunDirectory
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
 RESIDUAL_WARNING = 1e-6

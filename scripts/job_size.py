@@ -11,11 +11,12 @@ import time
 import numpy as np
 from absl import flags
 
-from cnn_gp import cli, datasets
-from cnn_gp.architectures import MODELS, build_kernel, run_name
+from cnn_gp import cli
+from cnn_gp.data import datasets
 from cnn_gp.errors import ShrunkMapError, UserError
+from cnn_gp.kernels.architectures import MODELS, build_kernel, run_name
 from cnn_gp.progress import duration
-from cnn_gp.tiles import Tiling
+from cnn_gp.store.tiling import Tiling
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
@@ -71,9 +72,9 @@ def _model_and_seed(item: str) -> tuple[str, int]:
 
 def _seconds_per_covariance(data: datasets.Dataset, n_gpus: int) -> float:
     """What one covariance of one layer costs on this machine, on images of this size, in a network of six layers."""
-    from cnn_gp.engines import make_engine
-    from cnn_gp.kernels import DeepKernel
-    from cnn_gp.layers import ExReLU
+    from cnn_gp.engines.engine import make_engine
+    from cnn_gp.kernels.deep import DeepKernel
+    from cnn_gp.kernels.layers import ExReLU
 
     kernel = DeepKernel(data.image_shape, [3] * 6, ExReLU())
     engine = make_engine("auto", kernel, n_gpus=n_gpus, n_max=FLAGS.n_max)

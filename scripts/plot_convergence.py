@@ -18,13 +18,14 @@ from typing import BinaryIO
 import numpy as np
 from absl import flags
 
-from cnn_gp import cli, datasets
-from cnn_gp.architectures import MODELS
-from cnn_gp.atomic import write_atomically
-from cnn_gp.convergence import Plan, Samples, summary
+from cnn_gp import cli
+from cnn_gp.data import datasets
 from cnn_gp.errors import UserError
+from cnn_gp.kernels.architectures import MODELS
 from cnn_gp.progress import Progress
 from cnn_gp.provenance import software
+from cnn_gp.report.convergence import Plan, Samples, summary
+from cnn_gp.store.atomic import write_atomically
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
@@ -47,11 +48,11 @@ def main() -> None:
     X = data.X.astype(np.float32)
     with cli.without_startup_messages():
         from cnn_gp import gram
-        from cnn_gp.architectures import build_kernel
+        from cnn_gp.kernels.architectures import build_kernel
 
         kernels = {model: build_kernel(model, data.image_shape) for model in FLAGS.models}
     try:
-        from cnn_gp import figures
+        from cnn_gp.report import figures
     except ImportError as error:
         raise UserError("Figures need Matplotlib: install the package with its [figures] extra.") from error
     data_hash = hashlib.sha256(X.tobytes()).hexdigest()

@@ -16,12 +16,12 @@ import numpy as np
 from absl import flags
 
 from cnn_gp import cli
-from cnn_gp.architectures import MODELS, run_name
-from cnn_gp.atomic import write_atomically
 from cnn_gp.errors import UserError
+from cnn_gp.evaluation.results import ResultFiles
+from cnn_gp.kernels.architectures import MODELS, run_name
 from cnn_gp.npz import read_npz
-from cnn_gp.results import ResultFiles
-from cnn_gp.store import RunDirectory
+from cnn_gp.store.atomic import write_atomically
+from cnn_gp.store.run_directory import RunDirectory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "The working directory.", required=True)
@@ -46,8 +46,8 @@ def main() -> None:
     training = run.images()["Kxx"][: len(alpha)]
     X = _images(Path(FLAGS.images), tuple(description.image_shape)).astype(training.dtype)
     with cli.without_startup_messages():
-        from cnn_gp._gram import gram
-        from cnn_gp.rebuild import kernel_from_description
+        from cnn_gp.engines.gram import gram
+        from cnn_gp.kernels.description import kernel_from_description
 
         kernel = kernel_from_description(description.kernel)
     means = gram(kernel, X, training).astype(np.float64) @ alpha

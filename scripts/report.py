@@ -12,8 +12,8 @@ from absl import flags
 
 from cnn_gp import cli
 from cnn_gp.errors import UserError
-from cnn_gp.report import write_report
-from cnn_gp.results import read_all, table
+from cnn_gp.evaluation.results import read_all, table
+from cnn_gp.report.report import write_report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "The working directory.", required=True)

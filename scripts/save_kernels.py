@@ -11,15 +11,16 @@ from pathlib import Path
 
 from absl import flags
 
-from cnn_gp import cli, datasets
-from cnn_gp.architectures import MODELS, build_kernel, run_name
-from cnn_gp.claims import TIMEOUT
+from cnn_gp import cli
 from cnn_gp.cluster import connect
-from cnn_gp.compute import compute_run, describe_run, status
-from cnn_gp.engines import ENGINES, choose_engine, worker_engine
+from cnn_gp.compute.claims import TIMEOUT
+from cnn_gp.compute.scheduler import compute_run, describe_run, status
+from cnn_gp.compute.worker import Job
+from cnn_gp.data import datasets
+from cnn_gp.engines.engine import ENGINES, choose_engine, worker_engine
 from cnn_gp.errors import UserError
-from cnn_gp.store import RunDirectory
-from cnn_gp.worker import Job
+from cnn_gp.kernels.architectures import MODELS, build_kernel, run_name
+from cnn_gp.store.run_directory import RunDirectory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
@@ -96,7 +97,7 @@ def main() -> None:
     for name in unusable:
         run.discard(name)
     if choice.program is not None and FLAGS.scheduler is None:
-        from cnn_gp.engines.fused import is_compiled
+        from cnn_gp.engines.fused.engine import is_compiled
 
         if not is_compiled():
             print("The fused engine is compiled, once on this machine: it takes about 20 s.")

@@ -1,6 +1,5 @@
-"""What several tests share."""
+"""Fixtures that several tests share."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,9 +10,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = ROOT.parent / "shared"
+from helpers.paths import SHARED
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +25,3 @@ def mnist_dir() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-def golden_manifest() -> dict[str, dict]:
-    return json.loads((GOLDEN / "manifest.json").read_text())

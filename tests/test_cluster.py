@@ -9,33 +9,33 @@ import time
 
 import numpy as np
 import pytest
-from small_runs import NumpyEngine, begin, complete, make_data
-from test_workers import SIZES, SlowEngine, datasets_of
 
-from cnn_gp.cholesky import LowerBlocks
-from cnn_gp.compute import compute_run
+from cnn_gp.compute.scheduler import compute_run
+from cnn_gp.compute.worker import Job
 from cnn_gp.errors import UserError
-from cnn_gp.learning_curve import learning_curve
-from cnn_gp.leave_one_out import leave_one_out
-from cnn_gp.predict import variances
-from cnn_gp.solve import check_memory, solve, targets
-from cnn_gp.store import RunDirectory
-from cnn_gp.worker import Job
+from cnn_gp.regression.cholesky import LowerBlocks
+from cnn_gp.regression.learning_curve import learning_curve
+from cnn_gp.regression.leave_one_out import leave_one_out
+from cnn_gp.regression.predict import variances
+from cnn_gp.regression.solve import check_memory, solve, targets
+from cnn_gp.store.run_directory import RunDirectory
+from helpers.paths import TESTS
+from helpers.small_runs import NumpyEngine, begin, complete, make_data
+from helpers.workers import SIZES, SlowEngine, datasets_of
 
 pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
 distributed = pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
 
-from cnn_gp.cluster_cholesky import ClusterFactor  # noqa: E402
+from cnn_gp.regression.dask_cholesky import ClusterFactor  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def client():
-    from pathlib import Path
 
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         # The workers must find the tests' own modules.
-        client.run(lambda path: __import__("sys").path.append(path), str(Path(__file__).parent))
+        client.run(lambda path: __import__("sys").path.append(path), str(TESTS))
         yield client
 
 
@@ -51,7 +51,7 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
 
 @pytest.mark.parametrize("N", [23, 13])
 def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, monkeypatch):
-    monkeypatch.setattr("cnn_gp.cluster_cholesky.CHUNK", 6)
+    monkeypatch.setattr("cnn_gp.regression.dask_cholesky.CHUNK", 6)
     data = make_data()
     run = complete(tmp_path, data, n_max=3)
     Y = targets(data.Y[:N], 3)

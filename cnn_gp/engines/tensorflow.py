@@ -21,8 +21,8 @@ from ..errors import UserError
 from .threads import each, n_cores
 
 if TYPE_CHECKING:
-    from ..kernels import NNGPKernel
-    from . import Progress
+    from ..kernels.nngp import NNGPKernel
+    from .engine import Progress
 
 #: Images on a side of a tile on the CPU: found by benchmarks/kernel_entries.py's sweep.
 CPU_TILE = 16
@@ -65,9 +65,9 @@ def worker_engine(device: str, *, model_arguments: dict[str, Any], n_max: int = 
     In a worker: the engine of a named kernel on a device.
 
     :param device: "cpu", "gpu:i" (a process that sees that GPU only), or "cluster": a GPU where there is one.
-    :param model_arguments: of :func:`cnn_gp.architectures.build_kernel`.
+    :param model_arguments: of :func:`cnn_gp.kernels.architectures.build_kernel`.
     """
-    from ..architectures import build_kernel
+    from ..kernels.architectures import build_kernel
 
     n_gpus = len(tf.config.list_physical_devices("GPU")) if device == "cluster" else int(device.startswith("gpu"))
     # Unless this is the main process, which has done it for the same device.

@@ -1,0 +1,170 @@
+"""
+One worker: claims a part of a run, computes it, commits it.
+
+What a worker is told is a :class:`Job`, which pickles; the images it reads from the run's directory. It may be a
+thread of the main process, a process of its own, or a Dask worker on another host.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..provenance import software
+from ..store.run_directory import NonFiniteError, RunDirectory
+from ..store.tiling import BlockRow, Part
+from .claims import HEARTBEAT, TIMEOUT, Claims
+
+if TYPE_CHECKING:
+    from ..engines.engine import Engine, Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know."""
+
+    workdir: str
+    name: str
+    """The run's name."""
+    make_engine: "Callable[[str], Engine]"
+    """From a device ("cpu" or "gpu:0") to an engine; it must pickle."""
+    claim_timeout: float = TIMEOUT
+    heartbeat: float = HEARTBEAT
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a part: "computed" here; "there" already; or "claimed" by another process."""
+
+    part: str
+    status: Literal["computed", "there", "claimed"]
+    seconds: float = 0.0
+
+
+class Stopped(Exception):
+    """The worker was told to stop."""
+
+
+class Worker:
+    """A worker for one job on one device; it keeps its engine and its images."""
+
+    def __init__(self, job: Job, device: str) -> None:
+        self.run = RunDirectory(job.workdir, job.name)
+        self.claims = Claims(self.run.claims_folder, job.claim_timeout, job.heartbeat)
+        self._parts = {part.name: part for part in self.run.description().tiling.parts()}
+        self._job, self._device = job, device
+        self._engine: Engine | None = None
+        self._images: dict[str, np.ndarray] = {}
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Make :meth:`compute` raise :class:`Stopped` at the next tile."""
+        self._stop.set()
+
+    def compute(self, name: str, progress: "Progress | None" = None) -> Outcome:
+        """
+        Compute and commit a part, unless it is there, or another process is at work on it.
+
+        :raises NonFiniteError: where an entry isn't finite; it names the layer.
+        """
+        part = self._parts[name]
+        if self.run.is_done(part):
+            return Outcome(name, "there")
+        if not self.claims.take(name):
+            return Outcome(name, "claimed")
+        try:
+            # Another process may have finished it between our look and our claim.
+            if self.run.is_done(part):
+                return Outcome(name, "there")
+            return self._compute(part, progress)
+        finally:
+            self.claims.release(name)
+
+    def _compute(self, part: Part, progress: "Progress | None") -> Outcome:
+        if self._engine is None:
+            self._engine = self._job.make_engine(self._device)
+            self._images = self.run.images()
+        start = time.perf_counter()
+        rows = []
+        for row in part.rows:
+            done = self.run.kept_row(part, row)
+            if done is None:
+                done = self._compute_row(row, self._engine, progress)
+                if len(part.rows) > 1:
+                    self._explained(self.run.keep_row, part, row, *done)
+            elif progress is not None:
+                progress(row.entries)
+            rows.append(done)
+        seconds = time.perf_counter() - start
+        who: dict[str, Any] = {"engine": self._engine.name, "device": self._device, **software()}
+        who.update(pid=os.getpid(), seconds=seconds)
+        self._explained(self.run.write_part, part, rows, who)
+        return Outcome(part.name, "computed", seconds)
+
+    def _compute_row(
+        self, row: BlockRow, engine: "Engine", progress: "Progress | None"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The entries of a row of blocks, and the variances of its images."""
+
+        def tick(entries: int) -> None:
+            if self._stop.is_set():
+                raise Stopped
+            if progress is not None:
+                progress(entries)
+
+        X, training = self._images[row.matrix][row.start : row.stop], self._images["Kxx"]
+        if row.matrix != "Kxx":
+            return engine.matrix(X, training, tick), engine.diag(X)
+        square = engine.matrix(X, progress=tick)
+        beyond = training[row.stop :]
+        entries = np.concatenate([square, engine.matrix(X, beyond, tick)], axis=1) if len(beyond) else square
+        return entries, np.diagonal(square).copy()
+
+    def _explained(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Write; if an entry isn't finite, say in which layer it became so."""
+        try:
+            write(*arguments)
+        except NonFiniteError as error:
+            x, x2 = self._images[error.matrix][error.row], self._images["Kxx"][error.column]
+            assert self._engine is not None
+            layer = self._engine.first_non_finite(x, x2)
+            raise NonFiniteError(error.matrix, error.row, error.column, f", first in {layer}") from error
+
+
+# A process's worker for each job and device: engines take seconds to compile.
+_workers: dict[tuple[Any, str], Worker] = {}
+
+
+def compute_part(job: Job, device: str, name: str) -> Outcome:
+    """:meth:`Worker.compute` in whatever process this is called in, which keeps its worker for the next part."""
+    key = (job.workdir, job.name), device
+    if key not in _workers:
+        _workers[key] = Worker(job, device)
+    return _workers[key].compute(name)
+
+
+def enter_process(device: str) -> None:
+    """
+    Begin a worker process: let it see its device only, and end it with its parent.
+
+    It must be called before TensorFlow is imported.
+    """
+    import signal
+
+    # Ctrl-C reaches the whole group; the parent ends its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kind, _, index = device.partition(":")
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1" if kind == "cpu" else (visible[int(index)] if visible else index)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,271 @@
+"""
+A network as a short program on numbered maps: what the fused engine runs, without TensorFlow.
+
+:mod:`.lowering` writes a program down step by step, one value a step, from a kernel's layers. :meth:`Program.compiled`
+makes it into what the loops want: steps merged where one pass over the map does for both, values given places in one
+work array, everything in two tables of numbers.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ...kernels.geometry import Window
+
+Function = Literal["relu", "step", "erf"]
+
+#: The interpreter's numbers for the nonlinearities; 0 is none.
+FUNCTIONS: dict[Function, int] = {"relu": 1, "step": 2, "erf": 3}
+
+#: The interpreter's numbers for the operations.
+OPERATIONS = {"input": 0, "conv": 1, "pointwise": 2, "mean": 3}
+
+#: The columns of the interpreter's table of whole numbers.
+COLUMNS = (
+    "operation", "target", "source", "addend", "rows_in", "columns_in", "rows_out", "columns_out",
+    "size_y", "stride_y", "before_y", "size_x", "stride_x", "before_x",
+    "function_before", "deviations_before", "function_after", "deviations_after",
+)  # fmt: skip
+
+#: The columns of its table of float32 numbers.
+NUMBERS = ("scale", "bias", "factor_before", "factor_after")
+
+Size = tuple[int, int]
+
+
+class Nonlinear(NamedTuple):
+    """A nonlinearity at a place in the network."""
+
+    function: Function
+    factor: float
+    """The expectation is multiplied by it."""
+
+    deviations: int
+    """The number of the first of its positions among those of all nonlinearities."""
+
+    @property
+    def unit(self) -> float:
+        """What the loops' value is to be multiplied by: they leave the ReLU's factor / 2 to who reads it."""
+        return 0.5 * self.factor if self.function == "relu" else 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    One operation: a map of covariances from others.
+
+    "input" takes the images; "conv" is scale * (sum over the windows of ``before(source)``) + bias, then ``after``,
+    then plus the map ``addend``; "pointwise" is ``before(source)`` plus ``addend``; "mean" is scale * (mean over
+    positions of ``before(source)``) + bias.
+    """
+
+    operation: str
+    size: Size
+    """Rows and columns of the map that comes out."""
+    source: int = -1
+    addend: int = -1
+    windows: tuple[Window, Window] | None = None
+    scale: float = 1.0
+    bias: float = 0.0
+    before: Nonlinear | None = None
+    after: Nonlinear | None = None
+    layer: str = ""
+    """Where it is in the network, for error messages."""
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The values that are read."""
+        return tuple(value for value in (self.source, self.addend) if value >= 0)
+
+
+class Compiled(NamedTuple):
+    """A program as tables for the interpreter; places are counted in positions of a map."""
+
+    steps: list[Step]
+
+    table: np.ndarray
+    """int64 [steps, len(COLUMNS)]"""
+    numbers: np.ndarray
+    """float32 [steps, len(NUMBERS)]"""
+    result: int
+    """The place of the last step's value."""
+    row: int
+    """The place of a row's buffer."""
+    ring: int
+    """The place of the buffer of rows that a convolution's window spans."""
+    positions: int
+    """How many positions the work array holds."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps in order, each with its number as the name of its value; the last one's is the kernel."""
+
+    channels: int
+    size: Size
+    """Rows and columns of the images."""
+    steps: list[Step] = field(default_factory=list)
+    n_deviations: int = 1
+    """The positions of all nonlinearities together, at least 1: numbers kept of each image."""
+
+    def compiled(self, *, merge: bool = True) -> Compiled:
+        """:param merge: False: every step on its own, every value in a place of its own, to look at them one by one."""
+        steps = _with_units(merged(self.steps) if merge else dict(enumerate(self.steps)))
+        places, used = _places(steps, reuse=merge)
+        row = used
+        ring = row + max(self._input_size(step, steps)[1] for step in steps.values())
+        rings = [w[0].size * w[1].outputs for w in (step.windows for step in steps.values()) if w is not None]
+        table = np.array([self._encoded(step, number, steps, places) for number, step in steps.items()], np.int64)
+        numbers = np.array(
+            [
+                (
+                    step.scale,
+                    step.bias,
+                    step.before.factor if step.before else 1.0,
+                    step.after.factor if step.after else 1.0,
+                )
+                for step in steps.values()
+            ],
+            np.float32,
+        )
+        return Compiled(
+            list(steps.values()), table, numbers, places[next(reversed(steps))], row, ring, ring + max([1, *rings])
+        )
+
+    def _input_size(self, step: Step, steps: dict[int, Step]) -> Size:
+        return self.size if step.source < 0 else steps[step.source].size
+
+    def _encoded(self, step: Step, number: int, steps: dict[int, Step], places: dict[int, int]) -> tuple[int, ...]:
+        y, x = step.windows or (Window(1, 1, 1, 1, 0),) * 2
+        nonlinear = [
+            (FUNCTIONS[place.function], place.deviations) if place else (0, 0) for place in (step.before, step.after)
+        ]
+        return (
+            OPERATIONS[step.operation],
+            places[number],
+            places.get(step.source, -1),
+            places.get(step.addend, -1),
+            *self._input_size(step, steps),
+            *step.size,
+            *(y.size, y.stride, y.before, x.size, x.stride, x.before),
+            *(*nonlinear[0], *nonlinear[1]),
+        )
+
+
+def merged(steps: list[Step]) -> dict[int, Step]:
+    """
+    The same program in fewer passes over the maps; the numbers that come out are the same to the bit.
+
+    A nonlinearity that is all that reads a convolution is done as the convolution's rows are finished; one that is read
+    by one convolution or mean only is done as that takes its rows in; a sum is done where its later term is made.
+    """
+    done = dict(enumerate(steps))
+
+    def uses() -> Counter[int]:
+        return Counter(value for step in done.values() for value in step.sources)
+
+    # The merged step takes the later one's number: what it reads is there by then.
+    for number, step in list(done.items()):
+        producer = done.get(step.source)
+        if (
+            step.operation == "pointwise"
+            and step.before is not None
+            and step.addend < 0
+            and producer is not None
+            and producer.operation == "conv"
+            and producer.after is None
+            and producer.addend < 0
+            and uses()[step.source] == 1
+        ):
+            del done[step.source]
+            done[number] = replace(producer, after=step.before, layer=step.layer)
+    for number, step in list(done.items()):
+        if step.operation != "pointwise" or step.before is not None or step.addend < 0:
+            continue
+        for last, other in sorted(((step.source, step.addend), (step.addend, step.source)), reverse=True):
+            producer = done[last]
+            if (
+                last != other
+                and producer.operation in ("conv", "pointwise")
+                and producer.addend < 0
+                and uses()[last] == 1
+            ):
+                del done[last]
+                done[number] = replace(producer, addend=other, layer=step.layer)
+                break
+    for number, step in list(done.items()):
+        producer = done.get(step.source)
+        if (
+            step.operation in ("conv", "mean")
+            and step.before is None
+            and producer is not None
+            and producer.operation == "pointwise"
+            and producer.before is not None
+            and producer.addend < 0
+            and uses()[step.source] == 1
+        ):
+            del done[step.source]
+            done[number] = replace(step, source=producer.source, before=producer.before)
+    return done
+
+
+def _with_units(steps: dict[int, Step]) -> dict[int, Step]:
+    """
+    The program with every ReLU's unit taken up: by the scale of the convolution or mean that reads it.
+
+    Where something else reads it too, a convolution of one pixel is put between. Units are 1/2 and 1: nothing is
+    rounded.
+    """
+    done: dict[int, Step] = {}
+    units: dict[int, float] = {}
+    renamed: dict[int, int] = {}
+    fresh = max(steps) + 1
+    for number, step in steps.items():
+        step = replace(step, source=renamed.get(step.source, step.source), addend=renamed.get(step.addend, step.addend))
+        if step.operation in ("conv", "mean"):
+            unit = step.before.unit if step.before else units.get(step.source, 1.0)
+            step = replace(step, scale=step.scale * unit)
+        done[number] = step
+        last = step.after or (step.before if step.operation == "pointwise" else None)
+        if last is None or step.addend >= 0 or last.unit == 1:
+            continue
+        readers = [other for other in steps.values() if number in other.sources]
+        if all(
+            other.operation in ("conv", "mean") and not other.before and other.addend != number for other in readers
+        ):
+            units[number] = last.unit
+            continue
+        one = Window(1, 1, 1, 1, 0)
+        rows, columns = (one._replace(inputs=n, outputs=n) for n in step.size)
+        done[fresh] = Step("conv", step.size, source=number, windows=(rows, columns), scale=last.unit, layer=step.layer)
+        renamed[number] = fresh
+        fresh += 1
+    return done
+
+
+def _places(steps: dict[int, Step], *, reuse: bool) -> tuple[dict[int, int], int]:
+    """
+    The place of each value in the work array, and where the places end.
+
+    A step may write over a map that it reads: row by row, it has always read what it writes over.
+    """
+    last_use = {value: number for number, step in steps.items() for value in step.sources}
+    places: dict[int, int] = {}
+    free: list[tuple[int, int]] = []
+    lengths: dict[int, int] = {}
+    end = 0
+    for number, step in steps.items():
+        length = step.size[0] * step.size[1]
+        dying = dict.fromkeys(value for value in step.sources if last_use[value] == number) if reuse else {}
+        free += [(lengths[places[value]], places[value]) for value in dying]
+        fitting = sorted(slot for slot in free if slot[0] >= length)
+        if reuse and fitting:
+            free.remove(fitting[0])
+            places[number] = fitting[0][1]
+        else:
+            places[number] = end
+            lengths[end] = length
+            end += length
+    return places, end

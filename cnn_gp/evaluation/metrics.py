@@ -1,0 +1,127 @@
+"""
+Class probabilities from the regression's independent Gaussians, and how good they are.
+
+Every class has a latent function with its own posterior mean and, as all share the kernel, one variance. An image is of
+the class whose latent value is the largest; its probability is a one-dimensional integral.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_ndtr, logsumexp
+
+from ..errors import UserError
+
+#: Nodes of the Gauss-Hermite quadrature.
+NODES = 96
+
+
+def output_scale(Y: np.ndarray, alpha: np.ndarray) -> float:
+    """
+    The factor of the kernel (noise included) of maximum marginal likelihood, for Y [N, C] and alpha = K^-1 Y.
+
+    For Y of covariance s K the likelihood's maximum is at s = y^T K^-1 y / N, the mean over classes (Rasmussen &
+    Williams 2006, equation 5.9 with the derivative by s set to 0). The means don't depend on it, the variances do.
+    """
+    return float(np.vdot(Y, alpha)) / Y.size
+
+
+def scaled_log_marginal_likelihood(Y: np.ndarray, scale: float, log_determinant: float) -> float:
+    """
+    The log marginal likelihood of Y [N, C] at its :func:`output_scale`, over all classes.
+
+    :param log_determinant: of the kernel with its noise, before scaling.
+    """
+    N, n_classes = Y.shape
+    return -0.5 * n_classes * (log_determinant + N * (np.log(2 * np.pi * scale) + 1))
+
+
+def log_probabilities(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """
+    The logarithms [N, C] of the probabilities that a class's latent value is the largest.
+
+    P(c) = integral phi(z) prod_{k != c} Phi((m_c - m_k) / s + z) dz, by Gauss-Hermite quadrature; normalised.
+
+    :param means: [N, C]; ``variances``: [N], of each image, the same for its classes.
+    """
+    if len(means) != len(variances) or means.ndim != 2:
+        raise UserError(f"There are means {means.shape} and variances {variances.shape}; expected [N, C] and [N].")
+    z, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    log_weights = np.log(weights / np.sqrt(2 * np.pi))
+    # A variance of 0 is certainty; the smallest number keeps the quotient finite.
+    deviations = np.sqrt(np.maximum(variances, 1e-300))[:, None]
+    result = np.empty(means.shape)
+    for c in range(means.shape[1]):
+        gaps = (means[:, [c]] - np.delete(means, c, axis=1)) / deviations
+        terms = log_ndtr(np.clip(gaps, -1e100, 1e100)[:, :, None] + z).sum(axis=1)
+        result[:, c] = logsumexp(terms + log_weights, axis=1)
+    return result - logsumexp(result, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Of the images in bins of confidence (the largest probability): how many, mean confidence, share correct."""
+
+    edges: np.ndarray
+    """[bins + 1]"""
+    counts: np.ndarray
+    confidence: np.ndarray
+    """[bins]; not a number where a bin is empty, as ``accuracy``."""
+    accuracy: np.ndarray
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """The mean distance of confidence and accuracy, weighted by the images."""
+        filled = self.counts > 0
+        gaps = np.abs(self.confidence - self.accuracy)[filled]
+        return float(np.average(gaps, weights=self.counts[filled]))
+
+
+def reliability(log_p: np.ndarray, labels: np.ndarray, n_bins: int = 15) -> Reliability:
+    """The reliability diagram's numbers, in bins of equal width from 0 to 1."""
+    p = np.exp(log_p)
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, n_bins + 1)
+    bins = np.clip(np.digitize(confidence, edges[1:-1]), 0, n_bins - 1)
+    counts = np.bincount(bins, minlength=n_bins)
+    with np.errstate(invalid="ignore"):
+        return Reliability(
+            edges,
+            counts,
+            np.bincount(bins, confidence, n_bins) / counts,
+            np.bincount(bins, correct, n_bins) / counts,
+        )
+
+
+def negative_log_likelihood(log_p: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -log P(label), in nats."""
+    return float(-log_p[np.arange(len(labels)), labels].mean())
+
+
+def brier_score(log_p: np.ndarray, labels: np.ndarray) -> float:
+    """The mean squared distance of the probabilities from the label's: 0 is perfect, 2 the worst (Brier 1950)."""
+    p = np.exp(log_p)
+    p[np.arange(len(labels)), labels] -= 1
+    return float((p**2).sum(axis=1).mean())
+
+
+def rejection(log_p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Error against rejection: where the least confident images are left to someone else.
+
+    :return: the shares rejected, 0 to just below 1 [N], and the error in % among the images that are kept [N].
+    """
+    order = np.argsort(log_p.max(axis=1), kind="stable")[::-1]
+    wrong = (log_p.argmax(axis=1) != labels)[order]
+    kept = np.arange(1, len(labels) + 1)
+    errors = 100 * np.cumsum(wrong) / kept
+    return 1 - kept[::-1] / len(labels), errors[::-1]
+
+
+def scores(log_p: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The numbers of a result file."""
+    return {
+        "negative_log_likelihood": negative_log_likelihood(log_p, labels),
+        "brier_score": brier_score(log_p, labels),
+        "expected_calibration_error": reliability(log_p, labels).expected_calibration_error,
+    }

@@ -1,0 +1,68 @@
+"""Shapes: of the images, of the maps, and where the patches of a convolution lie along one axis of a map."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import ShrunkMapError, UserError
+
+#: How a convolution pads its input: as TensorFlow's "SAME", not at all, or as the ResNet of the paper.
+PADDINGS = ("SAME", "VALID", "FIXED")
+
+_DATA_FORMATS = {0: "NC", 1: "NCW", 2: "NCHW", 3: "NCDHW"}
+
+
+class Window(NamedTuple):
+    """A one-dimensional filter of ones over an axis of ``inputs`` pixels."""
+
+    inputs: int
+    outputs: int
+    size: int
+    stride: int
+    before: int
+    """Zeros padded before the first pixel."""
+
+    @classmethod
+    def of(cls, inputs: int, size: int, stride: int, padding: str) -> "Window":
+        """The window of TensorFlow's paddings "SAME" and "VALID", and of the ResNet's "FIXED"."""
+        if padding == "SAME":
+            outputs = -(-inputs // stride)
+            before = max((outputs - 1) * stride + size - inputs, 0) // 2
+        elif padding == "VALID":
+            outputs, before = (inputs - size) // stride + 1, 0
+        else:
+            outputs, before = (inputs - 1) // stride + 1, (size - 1) // 2
+        if outputs < 1:
+            raise ShrunkMapError(
+                f"The map shrinks below one pixel: a filter of {size} with padding {padding} on {inputs} pixels; "
+                "take fewer layers, smaller filters or strides, or padding SAME."
+            )
+        return cls(inputs, outputs, size, stride, before)
+
+    def band(self) -> np.ndarray:
+        """The filter as a banded matrix of zeros and ones [outputs, inputs], float64."""
+        first = np.arange(self.outputs)[:, None] * self.stride - self.before
+        pixel = np.arange(self.inputs)[None, :]
+        return ((pixel >= first) & (pixel < first + self.size)).astype(np.float64)
+
+
+def checked_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """[C, *positions] as a tuple. :raises UserError: where it isn't one of 0 to 3 spatial axes."""
+    shape = tuple(int(n) for n in input_shape)
+    if len(shape) - 1 not in _DATA_FORMATS or any(n < 1 for n in shape):
+        raise UserError(
+            f"input_shape is {list(input_shape)}; expected [channels, *positions] with 0 to 3 spatial axes, "
+            "all at least 1: for one 28x28 channel, [1, 28, 28]."
+        )
+    return shape
+
+
+def check_data_format(data_format: str | None, input_shape: Sequence[int]) -> None:
+    """:raises UserError: where a data format is given that isn't the one of ``input_shape``."""
+    expected = _DATA_FORMATS[len(checked_input_shape(input_shape)) - 1]
+    if data_format is not None and data_format != expected:
+        raise UserError(
+            f"data_format is {data_format!r} with input_shape {list(input_shape)}; expected {expected!r}, "
+            "channels first: leave it out, or move the channels."
+        )

@@ -1,0 +1,141 @@
+"""GPflow kernels of infinitely wide networks: any network of layers, and the two families of the paper."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gpflow
+import tensorflow as tf
+from check_shapes import check_shapes
+from gpflow.base import TensorType
+from gpflow.kernels.base import ActiveDims
+
+from ..errors import UserError
+from .geometry import checked_input_shape
+from .layers import (
+    Layer,
+    Sequential,
+    State,
+    input_state,
+)
+
+
+class NNGPKernel(gpflow.kernels.Kernel):
+    r"""
+    The kernel of the Gaussian process that an infinitely wide network is.
+
+    The recursion of the covariances is the layers' (:mod:`cnn_gp.kernels.layers`); it starts from
+
+    .. math:: K_0(x, x')(p) = \frac{1}{C} \sum_{c=1}^{C} x_{c,p} \, x'_{c,p}
+
+    and ends in a :class:`~cnn_gp.kernels.layers.Dense` readout, which leaves one number per pair of images. See
+    Garriga-Alonso, Aitchison & Rasmussen, ICLR 2019 (arXiv:1808.05587).
+
+    The dtype of the inputs, float32 or float64, decides the precision.
+
+    :param network: the layers.
+    :param input_shape: [C, *positions] with 0, 1, 2 or 3 spatial axes; the inputs are [N, D], flattened channel first.
+    :param active_dims: the columns of X that are the image.
+    :raises ShrunkMapError: where a map of the network has less than one pixel.
+    """
+
+    def __init__(
+        self,
+        network: Layer,
+        input_shape: Sequence[int],
+        *,
+        active_dims: ActiveDims | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(active_dims=active_dims, name=name)
+        self.input_shape = checked_input_shape(input_shape)
+        left = network.output_positions(self.input_shape[1:])
+        if left != ():
+            raise UserError(
+                f"The network ends in a map of {left}; expected one pixel: let it end in a Dense() readout."
+            )
+        self.network = network
+
+    @property
+    def input_size(self) -> int:
+        """D: the number of columns of X that make up an image."""
+        return math.prod(self.input_shape)
+
+    def check_inputs(self, X: TensorType) -> None:
+        """:raises UserError: where X [N, D] isn't float32 or float64, or D isn't :attr:`input_size`."""
+        dtype = tf.as_dtype(X.dtype)
+        if dtype not in (tf.float32, tf.float64):
+            raise UserError(
+                f"The images have dtype {dtype.name}; expected float32 or float64, which decides the precision: "
+                "scale the pixels to [0, 1] and cast them."
+            )
+        if X.shape[-1] != self.input_size:
+            raise UserError(
+                f"The images have {X.shape[-1]} columns; expected {self.input_size} for input_shape "
+                f"{list(self.input_shape)}: flatten them channel first, or make a kernel of their shape."
+            )
+
+    def _checked_inputs(self, X: TensorType) -> tf.Tensor:
+        X = tf.convert_to_tensor(X)
+        self.check_inputs(X)
+        return X
+
+    @check_shapes(
+        "X: [N, D]",
+        "X2: [N2, D]",
+        "return: [N, N2] if X2 is not None",
+        "return: [N, N] if X2 is None",
+    )
+    def K(self, X: TensorType, X2: TensorType | None = None) -> tf.Tensor:
+        """
+        The kernel between two sets of images.
+
+        ``K(X)`` is exactly symmetric and has exactly ``K_diag(X)`` on its diagonal.
+        """
+        X = self._checked_inputs(X)
+        if X2 is not None:
+            return self._propagate(X, tf.cast(self._checked_inputs(X2), X.dtype)).cross
+        state = self._propagate(X, X)
+        upper = tf.linalg.band_part(state.cross, 0, -1)
+        symmetric = upper + tf.linalg.matrix_transpose(upper)
+        return tf.linalg.set_diag(symmetric, state.var1[:, 0])
+
+    @check_shapes("X: [N, D]", "return: [N]")
+    def K_diag(self, X: TensorType) -> tf.Tensor:
+        """The variance of each image, all layers included."""
+        return self._propagate(self._checked_inputs(X), None).var1[:, 0]
+
+    def _propagate(self, X: tf.Tensor, X2: tf.Tensor | None) -> State:
+        return self.network.propagate(input_state(X, X2, self.input_shape, self.network.sum_dtype(X.dtype)))
+
+    def first_non_finite(self, X: TensorType, X2: TensorType) -> str | None:
+        """
+        The first layer after which a covariance or variance of X [N, D] and X2 [M, D] isn't finite, or None.
+
+        Named by its place in the network: "layers[2].branches[1].layers[0] (Conv)".
+        """
+        X, X2 = self._checked_inputs(X), self._checked_inputs(X2)
+        state = input_state(X, X2, self.input_shape, self.network.sum_dtype(X.dtype))
+        return "the images" if not _is_finite(state) else _first_non_finite(self.network, state, "")
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the kernel's numbers, in JSON's types: equal descriptions mean equal kernels."""
+        return {"input_shape": list(self.input_shape), "network": self.network.describe()}
+
+
+def _is_finite(state: State) -> bool:
+    return all(bool(tf.reduce_all(tf.math.is_finite(t))) for t in state[:3] if t is not None)
+
+
+def _first_non_finite(layer: Layer, state: State, path: str) -> str | None:
+    """As :meth:`NNGPKernel.first_non_finite`, for a finite state before the layer."""
+    kind = "layers" if isinstance(layer, Sequential) else "branches"
+    for i, child in enumerate(layer.children):
+        found = _first_non_finite(child, state, f"{path}.{kind}[{i}]" if path else f"{kind}[{i}]")
+        if found is not None:
+            return found
+        if isinstance(layer, Sequential):
+            state = child.propagate(state)
+    if isinstance(layer, Sequential) or _is_finite(layer.propagate(state)):
+        return None
+    return f"{path} ({type(layer).__name__})"

@@ -1,0 +1,79 @@
+"""
+Errors against the number of training images, from one stored kernel and one factorisation.
+
+The factor of the leading n images is the leading part of the factor. The validation and test sets are the stored ones
+whatever n is, so that the points of the curve can be compared.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from ..errors import UserError
+from ..store.run_directory import RunDirectory
+from .predict import cross_times, error_percent
+from .solve import Solution
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of training images; errors in %."""
+
+    N_train: int
+    validation_error: float
+    test_error: float
+    log_marginal_likelihood: float
+    """For each image and class."""
+
+
+def default_sizes(N: int) -> list[int]:
+    """500, 1000, 2000, 5000, 10000, ... up to N, which is the last; for fewer images from N / 10 on."""
+    steps = [m * 10**k for k in range(1, 9) for m in (1, 2, 5)]
+    return [n for n in steps if min(500, N / 10) <= n < N] + [N]
+
+
+def learning_curve(
+    run: RunDirectory, solution: Solution, Y: np.ndarray, sizes: Sequence[int], N_test: int
+) -> list[Point]:
+    """
+    The curve at some sizes.
+
+    :param Y: [N, n_classes], the targets of the solution.
+    :param N_test: how many of the test images. All stored validation images count.
+    """
+    N = len(Y)
+    for n in sizes:
+        if not 1 <= n <= N:
+            raise UserError(f"The learning curve is asked for at {n} images; expected 1 to {N}, which are solved for.")
+    labels = run.labels()
+    alphas = [solution.alpha if n == N else solution.factor.solve(Y[:n], n) for n in sizes]
+    vali = cross_times(run, "Kxvx", alphas, len(labels["Yv"]))
+    test = cross_times(run, "Kxtx", alphas, N_test)
+    return [
+        Point(
+            n,
+            error_percent(v, labels["Yv"]),
+            error_percent(t, labels["Yt"][:N_test]),
+            _log_likelihood(solution, Y[:n], alpha) / Y[:n].size,
+        )
+        for n, alpha, v, t in zip(sizes, alphas, vali, test, strict=True)
+    ]
+
+
+def _log_likelihood(solution: Solution, Y: np.ndarray, alpha: np.ndarray) -> float:
+    n, n_classes = Y.shape
+    constant = solution.factor.log_determinant(n) + n * math.log(2 * math.pi)
+    return -0.5 * (float(np.vdot(Y, alpha)) + n_classes * constant)
+
+
+def to_csv(points: Sequence[Point]) -> str:
+    """A line per point."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in fields(Point)])
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
+    return text.getvalue()

@@ -1,0 +1,41 @@
+"""All eigenvalues of a stored Gram matrix: unlike the factorisation it takes a whole matrix, and four times as long."""
+
+import math
+
+import numpy as np
+from scipy.linalg import eigvalsh
+
+from .. import memory
+from ..store.run_directory import RunDirectory
+
+
+def n_bytes(N: int) -> int:
+    """The memory that the eigenvalues take: a matrix in float64."""
+    # And LAPACK's work space, some vectors.
+    return 8 * N**2 + 1000 * N
+
+
+def check_memory(N: int) -> None:
+    """:raises UserError: where the memory for N images isn't available; it says how many fit."""
+    fitting = int(math.sqrt(max(0, memory.available()) / 8)) - 100
+    memory.check(
+        n_bytes(N),
+        f"The spectrum of {N:,} images",
+        f"leave --spectrum out, or give --N_train={max(1, fitting)} or less",
+    )
+
+
+def eigenvalues(run: RunDirectory, N: int) -> np.ndarray:
+    """
+    Of the leading [N, N] of Kxx, float64, from the smallest to the largest; nothing is added to the diagonal.
+
+    :raises UserError: where the memory isn't available.
+    """
+    check_memory(N)
+    # Fortran's order, so that LAPACK works in place. Of the matrix the upper triangle is read.
+    K = np.zeros((N, N), order="F")
+    for row, entries in run.read_rows("Kxx"):
+        if row.start >= N:
+            break
+        K[row.start : row.stop, row.first_column :] = entries[: N - row.start, : N - row.first_column]
+    return eigvalsh(K, lower=False, overwrite_a=True, check_finite=False)

@@ -1,0 +1,241 @@
+"""The report's figures, from numbers; every function draws one and returns it."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from ..evaluation.metrics import rejection, reliability
+from ..regression.learning_curve import Point
+from ..store.atomic import write_atomically
+from .convergence import Samples, standardised
+
+matplotlib.use("Agg")
+# Names in an SVG are random without it.
+matplotlib.rcParams["svg.hashsalt"] = "cnn_gp"
+
+
+def _figure(width: float = 5.2, height: float = 3.8) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, PNG or SVG by the path's ending; the same numbers give the same file."""
+    kind = path.suffix[1:]
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=metadata))
+
+
+def _percent_ticks(axes: Axes) -> None:
+    """On a logarithmic axis of errors, plain numbers where its own ticks would be powers of ten."""
+    low, high = axes.get_ylim()
+    levels = [m * 10.0**k for k in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)]
+    levels = [level for level in levels if low <= level <= high]
+    axes.set_yticks(levels, [f"{level:g}" for level in levels])
+    axes.minorticks_off()
+
+
+def learning_curves(curves: dict[str, Sequence[Point]]) -> Figure:
+    """Validation (dashed) and test errors against the number of training images."""
+    figure, axes = _figure(6.6)
+    for index, (run, points) in enumerate(curves.items()):
+        sizes = [point.N_train for point in points]
+        color = f"C{index}"
+        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=run)
+        axes.plot(sizes, [p.validation_error for p in points], "s--", color=color, ms=3)
+    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel="error in %")
+    ticks = sorted({point.N_train for points in curves.values() for point in points})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right")
+    _percent_ticks(axes)
+    axes.grid(alpha=0.3)
+    axes.plot([], [], "o-", color="0.4", ms=4, label="test")
+    axes.plot([], [], "s--", color="0.4", ms=3, label="validation")
+    figure.legend(fontsize="small", loc="outside right upper")
+    return figure
+
+
+def reliability_diagram(log_p: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Accuracy against confidence in bins, with how many images each holds below."""
+    numbers = reliability(log_p, labels)
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    centres, width = (numbers.edges[:-1] + numbers.edges[1:]) / 2, numbers.edges[1]
+    above.plot([0, 1], [0, 1], color="0.6", lw=1, label="perfectly calibrated")
+    filled = numbers.counts > 0
+    above.plot(numbers.confidence[filled], numbers.accuracy[filled], "o-", ms=4, label="test images")
+    above.set(ylabel="share correct", title=title, xlim=(0, 1), ylim=(0, 1.02))
+    above.text(0.97, 0.05, f"ECE {numbers.expected_calibration_error:.4f}", ha="right")
+    above.legend(loc="upper left", fontsize="small")
+    below.bar(centres[filled], numbers.counts[filled], 0.9 * width, color="C0")
+    below.set(yscale="log", ylabel="images", xlabel="confidence (largest class probability)")
+    return figure
+
+
+def rejection_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """The error among the images kept, against the share of the least confident that are rejected."""
+    figure, axes = _figure()
+    for run, (log_p, labels) in curves.items():
+        shares, errors = rejection(log_p, labels)
+        axes.step(100 * shares, errors, where="post", label=run)
+    axes.set(xlabel="rejected test images in %", ylabel="error of the others in %", xlim=(0, 50))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def confusion_matrix(means: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """How many test images of a class were taken for another; the diagonal is left uncoloured."""
+    n_classes = means.shape[1]
+    counts = np.zeros((n_classes, n_classes), int)
+    np.add.at(counts, (labels, means.argmax(axis=1)), 1)
+    figure, axes = _figure(5.0, 4.6)
+    wrong = counts.astype(float)
+    np.fill_diagonal(wrong, 0)
+    axes.imshow(wrong, cmap="Reds", vmin=0, vmax=max(1.0, 1.5 * wrong.max()))
+    for i in range(n_classes):
+        for j in range(n_classes):
+            if counts[i, j]:
+                axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    axes.set_xticks(range(n_classes))
+    axes.set_yticks(range(n_classes))
+    return figure
+
+
+def wrong_images(
+    images: np.ndarray, means: np.ndarray, labels: np.ndarray, log_p: np.ndarray | None, title: str, most: int = 40
+) -> Figure | None:
+    """
+    The test images that were taken for another class, the most confidently wrong first; None where there is none.
+
+    :param images: [N, height, width] or [N, height, width, channels].
+    """
+    predicted = means.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    if not len(wrong):
+        return None
+    rows = np.arange(len(labels))
+    sure = log_p[rows, predicted] if log_p is not None else means[rows, predicted] - means[rows, labels]
+    shown = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+    n_columns = min(8, len(shown))
+    n_rows = math.ceil(len(shown) / n_columns)
+    figure = Figure(figsize=(max(4.0, 1.05 * n_columns), 1.45 * n_rows + 0.5), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(n_rows, n_columns)).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, index in zip(grid, shown, strict=False):
+        axes.imshow(images[index], cmap="gray_r")
+        text = f"{labels[index]} as {predicted[index]}"
+        if log_p is not None:
+            text += f"\n{math.exp(log_p[index, predicted[index]]):.2f}, {math.exp(log_p[index, labels[index]]):.2f}"
+        axes.set_title(text, fontsize=7)
+    what = "true class as predicted one" + ("; their probabilities, predicted and true" if log_p is not None else "")
+    first = f"{len(shown)} of {len(wrong)}" if len(shown) < len(wrong) else f"all {len(wrong)}"
+    figure.suptitle(f"{title}: {first} wrong\n({what})", fontsize=8)
+    return figure
+
+
+def spectra(eigenvalues: dict[str, np.ndarray]) -> Figure:
+    """The Gram matrices' eigenvalues, largest first, as shares of their sum."""
+    figure, axes = _figure()
+    for run, values in eigenvalues.items():
+        # Rounding may leave the smallest below 0, which a logarithm can't show.
+        shares = np.sort(values)[::-1] / values.sum()
+        axes.plot(np.arange(1, len(shares) + 1), np.where(shares > 0, shares, np.nan), label=run)
+    axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue / sum of all")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def random_search(results: Sequence[dict]) -> Figure:
+    """Validation error of the search's networks against depth, filter size and nonlinearity; residual ones hollow."""
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    errors = [r["validation_error"] for r in results]
+    values = [
+        ("convolutions", [r["hyperparameters"]["n_convolutions"] for r in results]),
+        ("filter size in pixels", [_size(r["hyperparameters"]["filter_sizes"]) for r in results]),
+        ("nonlinearity", [" ".join(r["hyperparameters"]["nonlinearities"]) for r in results]),
+    ]
+    residual = np.array([r["hyperparameters"]["n_skips"] > 0 for r in results], dtype=bool)
+    for axes, (name, x) in zip(panels, values, strict=True):
+        kinds = sorted(set(x)) if name == "nonlinearity" else []
+        places = np.array([kinds.index(v) for v in x] if kinds else x, float)
+        places += np.random.default_rng(0).uniform(-0.12, 0.12, len(places))
+        for which, label, face in ((~residual, "plain", "C0"), (residual, "residual", "none")):
+            if which.any():
+                axes.scatter(places[which], np.array(errors)[which], s=22, facecolor=face, edgecolor="C0", label=label)
+        axes.set(xlabel=name, yscale="log")
+        axes.grid(alpha=0.3)
+        if kinds:
+            axes.set_xticks(range(len(kinds)), kinds)
+            axes.set_xlim(-0.5, len(kinds) - 0.5)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylabel("validation error in %")
+    _percent_ticks(panels[0])
+    panels[0].legend(fontsize="small")
+    return figure
+
+
+def convergence(samples: Sequence[Samples], K: np.ndarray, title: str) -> Figure:
+    """
+    A column for each width: histogram and quantiles of one image's output, second moments against the kernel.
+
+    The second moments are relative to the kernel's mean variance.
+
+    :param K: [n_images, n_images], the kernel.
+    """
+    figure = Figure(figsize=(2.6 * len(samples), 8.2), layout="constrained")
+    rows = figure.subplots(3, len(samples), squeeze=False)
+    grid = np.linspace(-4, 4, 201)
+    upper = np.triu_indices(len(K))
+    scale = float(np.diag(K).mean(dtype=np.float64))
+    limit = K.astype(float)[upper] / scale
+    ends = _with_margin(min(0.0, float(limit.min())), float(limit.max()))
+    for column, s in enumerate(samples):
+        z = standardised(s, K)
+        above, middle, below = rows[:, column]
+        above.hist(z, bins=np.linspace(-4, 4, 49), density=True, color="0.75")
+        above.plot(grid, stats.norm.pdf(grid), color="C3", lw=1)
+        above.set(title=f"width {s.plan.width}", xlim=(-4, 4), ylim=(0, 0.75), xlabel="output / limit's deviation")
+        quantiles = stats.norm.ppf((np.arange(len(z)) + 0.5) / len(z))
+        middle.plot([-4, 4], [-4, 4], color="C3", lw=1)
+        middle.plot(quantiles, np.sort(z), ".", ms=2, color="C0", rasterized=True)
+        middle.set(xlim=(-4, 4), ylim=(-6, 6), xlabel="quantile of N(0, 1)")
+        sampled, error = s.covariance[upper] / scale, 2 * s.standard_error[upper] / scale
+        below.errorbar(limit, sampled, error, fmt="none", ecolor="0.8", elinewidth=0.5, zorder=1, rasterized=True)
+        below.plot(limit, sampled, ".", ms=1.5, color="C0", zorder=2, rasterized=True)
+        below.plot(ends, ends, color="C3", lw=1, zorder=3)
+        # Narrow networks' moments can be several times the limit's: a range of their own leaves the others theirs.
+        heights = _with_margin(
+            min(0.0, float(limit.min())), max(float(limit.max()), float(np.quantile(sampled, 0.999)))
+        )
+        below.set(xlim=ends, ylim=heights, xlabel=f"kernel ({s.n_all:,} networks)")
+        below.locator_params(nbins=4)
+    for axes, label in zip(
+        rows[:, 0], ("density", "quantile of the output", "sampled covariance / mean variance"), strict=True
+    ):
+        axes.set_ylabel(label)
+    for axes in rows[:2, 1:].ravel():
+        axes.tick_params(labelleft=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    return low - 0.03 * (high - low), high + 0.03 * (high - low)
+
+
+def _size(sizes: Sequence) -> float:
+    first = sizes[0] if sizes else 1
+    return float(first if not isinstance(first, list | tuple) else first[0])

@@ -1,0 +1,77 @@
+"""What a run computes: what decides its numbers, and its fingerprint."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import UserError
+from .tiling import Tiling
+
+#: The version of the working directory's layout (:mod:`cnn_gp.store.run_directory`); part of the fingerprint.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run computes: two runs with equal descriptions have the same numbers."""
+
+    model: str
+    kernel: dict[str, Any]
+    dataset: str
+    data_hash: str
+    image_shape: tuple[int, ...]
+    n_classes: int
+    N_train: int
+    N_vali: int
+    N_test: int
+    n_max: int
+    float_type: str
+
+    @property
+    def tiling(self) -> Tiling:
+        """The run's blocks."""
+        return Tiling(self.N_train, self.N_vali, self.N_test, self.n_max)
+
+    def to_json(self) -> str:
+        """The description as one line of JSON with sorted keys."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Description":
+        """The inverse of :meth:`to_json`."""
+        fields = json.loads(text)
+        if fields.pop("format", None) != FORMAT:
+            raise UserError(
+                f"The run was written in another format than {FORMAT}; compute it again, or use its version."
+            )
+        return cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the description, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def differences(there: Description, asked: Description) -> str:
+    """The first three places in which two descriptions differ, with both values, as text."""
+    found = list(_differing(json.loads(there.to_json()), json.loads(asked.to_json()), ""))
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _differing(old: Any, new: Any, path: str) -> Iterator[str]:
+    """Where two JSON values differ, leaf by leaf."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for key in old:
+            yield from _differing(old[key], new[key], f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _differing(a, b, f"{path}[{i}]")
+    elif old != new:
+        yield f"{path} is {_short(old)} there and {_short(new)} asked for"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]}..."

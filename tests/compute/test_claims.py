@@ -1,0 +1,79 @@
+"""Claims: one process each, taken over when their process is dead or silent."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cnn_gp.compute.claims import Claims, claimed
+
+
+def test_a_claim_is_one_processs(tmp_path):
+    mine, other = Claims(tmp_path), Claims(tmp_path)
+    assert mine.take("Kxx_0000") and not other.take("Kxx_0000") and not mine.take("Kxx_0000")
+    assert other.take("Kxx_0001")
+    other.release("Kxx_0000")
+    assert not other.take("Kxx_0000")
+    mine.release("Kxx_0000")
+    assert other.take("Kxx_0000")
+    assert set(claimed(tmp_path)) == {"Kxx_0000", "Kxx_0001"}
+    other.release_all()
+    assert claimed(tmp_path) == {} and list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_processs_claim_is_taken_over_at_once(tmp_path):
+    program = (
+        "import sys; from pathlib import Path;"
+        " from cnn_gp.compute.claims import Claims; Claims(Path(sys.argv[1])).take('a')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert (tmp_path / "a.claim").exists()
+    assert Claims(tmp_path).take("a")
+
+
+def test_a_reused_process_number_is_not_the_claims_owner(tmp_path):
+    Claims(tmp_path).take("a")
+    owner = json.loads((tmp_path / "a.claim").read_text())
+    (tmp_path / "a.claim").write_text(json.dumps({**owner, "started": "1"}))
+    assert Claims(tmp_path).take("a")
+
+
+@pytest.mark.parametrize("content", ['{"host": "elsewhere", "pid": 1, "started": "5", "token": "t"}', "", '{"host'])
+def test_another_hosts_claim_is_taken_over_after_the_timeout(tmp_path, content):
+    path = tmp_path / "a.claim"
+    path.write_text(content)
+    claims = Claims(tmp_path, timeout=60)
+    assert not claims.take("a")
+    an_hour_ago = time.time() - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago))
+    assert claims.take("a")
+
+
+def test_a_heartbeat_keeps_a_claim(tmp_path):
+    mine = Claims(tmp_path, heartbeat=0.05)
+    mine.take("a")
+    owner = json.loads((tmp_path / "a.claim").read_text())
+    # As another host would see it, which can't know that the process lives.
+    (tmp_path / "a.claim").write_text(json.dumps({**owner, "host": "elsewhere"}))
+    other = Claims(tmp_path, timeout=0.5)
+    for _ in range(8):
+        time.sleep(0.1)
+        assert not other.take("a")
+
+
+def test_of_many_that_take_over_an_abandoned_claim_one_wins(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i}.claim").write_text('{"host": "elsewhere", "pid": 1, "started": "5", "token": "t"}')
+        os.utime(tmp_path / f"{i}.claim", (0, 0))
+    from concurrent.futures import ThreadPoolExecutor
+
+    contenders = [Claims(tmp_path) for _ in range(8)]
+    won: list[list[int]] = []
+    # One that comes while another is removing the claim is told to look again later.
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            won += pool.map(lambda claims: [i for i in range(20) if claims.take(str(i))], contenders)
+    assert sorted(i for wins in won for i in wins) == list(range(20))

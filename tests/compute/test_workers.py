@@ -1,0 +1,389 @@
+"""Many workers in one directory: shards and processes; and processes killed at any moment."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnn_gp.compute.claims import Claims, claimed
+from cnn_gp.compute.scheduler import check_disk, compute_run, in_order, shares, status
+from cnn_gp.compute.worker import Job
+from cnn_gp.errors import UserError
+from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.store.tiling import Tiling
+from helpers.paths import ROOT, TESTS
+from helpers.small_runs import NumpyEngine, begin, complete, compute, make_data
+from helpers.workers import SIZES, AlwaysDying, DyingEngine, NaNEngine, SlowEngine, datasets_of, start
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run's matrices."""
+    path = tmp_path_factory.mktemp("whole")
+    complete(path, make_data(**SIZES))
+    return datasets_of(path)
+
+
+# Order and shards -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_shards_are_of_equal_cost_and_cover_all(n):
+    parts = Tiling(5000, 500, 700, 100).parts()
+    dealt = shares(parts, n)
+    assert sorted(p.name for share in dealt for p in share) == sorted(p.name for p in parts)
+    costs = [sum(p.entries for p in share) for share in dealt]
+    assert max(costs) - min(costs) <= 0.02 * sum(costs) / n
+    for i in range(1, n + 1):
+        order = in_order(parts, (i, n))
+        assert len(order) == len(parts) and order[: len(dealt[i - 1])] == dealt[i - 1]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    sizes=st.tuples(*[st.integers(min_value=1, max_value=300)] * 3),
+    n_max=st.integers(min_value=1, max_value=50),
+    n=st.integers(min_value=1, max_value=9),
+)
+def test_each_part_belongs_to_one_shard(sizes, n_max, n):
+    parts = Tiling(*sizes, n_max).parts()
+    dealt = [part.name for share in shares(parts, n) for part in share]
+    assert sorted(dealt) == sorted(part.name for part in parts)
+
+
+@pytest.mark.parametrize("sizes", [(10_000, 1000, 1000, 200), (50_000, 10_000, 10_000, 200), (4000, 1000, 1000, 100)])
+@pytest.mark.parametrize("k", range(2, 9))
+def test_equal_workers_idle_less_than_five_percent(sizes, k):
+    """Simulated: each free worker takes the next part in order, whose cost is its entries and a fixed overhead."""
+    parts = in_order(Tiling(*sizes).parts())
+    assert len(parts) >= 50
+    free = [0.0] * k
+    for part in parts:
+        first = free.index(min(free))
+        free[first] += part.entries * 1.9e-6 + 0.02
+    assert 1 - sum(free) / (k * max(free)) < 0.05
+
+
+# Several workers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path, whole, workers):
+    begin(tmp_path, make_data(**SIZES))
+    job = Job(str(tmp_path), "small", SlowEngine)
+    assert compute_run(job, ["cpu"] * workers)
+    assert datasets_of(tmp_path) == whole
+    run = RunDirectory(tmp_path, "small")
+    assert run.view_path.exists()
+    assert len({record["pid"] for record in run.provenance()}) == workers
+    assert claimed(run.claims_folder) == {}
+
+
+def test_a_worker_that_dies_is_reported_and_its_part_is_done_again(tmp_path, whole):
+    begin(tmp_path, make_data(**SIZES))
+    engine = functools.partial(DyingEngine, marker=str(tmp_path / "died"))
+    said = []
+    assert compute_run(Job(str(tmp_path), "small", engine), ["cpu", "cpu"], say=said.append)
+    assert len(said) == 1 and "died; its part K" in said[0] and "started again" in said[0]
+    assert datasets_of(tmp_path) == whole
+
+
+def test_a_non_finite_entry_in_a_worker_process_is_one_line_that_names_it(tmp_path):
+    run = begin(tmp_path, make_data())
+    with pytest.raises(UserError, match=r"K\w+ has a non-finite entry at row \d+, column \d+, first in layers\[1\]"):
+        compute_run(Job(str(tmp_path), "small", NaNEngine), ["cpu", "cpu"])
+    assert not list(run.folder.glob("K*"))
+
+
+def test_workers_that_always_die_end_in_one_line(tmp_path):
+    begin(tmp_path, make_data())
+    with pytest.raises(UserError, match="All workers died, most likely for lack of memory"):
+        compute_run(Job(str(tmp_path), "small", AlwaysDying), ["cpu", "cpu"], say=lambda line: None)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_programs_in_one_directory_share_the_work_and_all_finish(tmp_path, whole, n):
+    begin(tmp_path, make_data(**SIZES))
+    processes = [start(tmp_path) for _ in range(n)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert datasets_of(tmp_path) == whole
+    run = RunDirectory(tmp_path, "small")
+    records = run.provenance()
+    assert len({record["pid"] for record in records}) >= 2
+    assert run.view_path.exists() and not list(run.folder.glob(".*"))
+
+
+def test_shards_of_a_job_array(tmp_path, whole):
+    begin(tmp_path, make_data(**SIZES))
+    processes = [start(tmp_path, shard=(i, 3)) for i in (1, 2, 3)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert datasets_of(tmp_path) == whole
+    assert (tmp_path / "small.h5").exists()
+
+
+def test_a_shard_does_not_wait_for_the_others(tmp_path):
+    run = begin(tmp_path, make_data(**SIZES))
+    theirs = shares(run.description().tiling.parts(), 2)[1][0].name
+    Claims(run.claims_folder).take(theirs)
+    assert not compute(run, shard=(1, 2))
+    assert [part.name for part in run.missing_parts()[0]] == [theirs]
+    assert not run.view_path.exists()
+
+
+# Kills ----------------------------------------------------------------------------------------------------------------
+
+
+def kill_and_resume(path, whole, delay):
+    """kill -9 after a while, then finish; what was finished before the kill isn't computed again."""
+    process = start(path)
+    run = RunDirectory(path, "small")
+    while not list(run.folder.glob("claims/*.claim")) and process.is_alive():
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    finished = {file: file.stat().st_mtime_ns for file in run.folder.glob("K*.h5")}
+    compute(run)
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert datasets_of(path) == whole
+    assert not list(run.folder.glob(".*")) and claimed(run.claims_folder) == {}
+    return len(finished)
+
+
+def test_killed_once_and_resumed_is_byte_equal(tmp_path, whole):
+    begin(tmp_path, make_data(**SIZES))
+    assert kill_and_resume(tmp_path, whole, 0.4) > 0
+
+
+@pytest.mark.kills
+def test_killed_at_twenty_random_moments_and_resumed_is_byte_equal(tmp_path, whole):
+    moments = random.Random(0)
+    finished = []
+    for i in range(20):
+        begin(tmp_path / str(i), make_data(**SIZES))
+        finished.append(kill_and_resume(tmp_path / str(i), whole, moments.uniform(0, 1.5)))
+    assert len(set(finished)) > 5
+
+
+def test_a_kill_in_a_part_of_many_rows_loses_one_row(tmp_path, monkeypatch):
+    """Parts of 32 rows of blocks: the rows finished before the kill are put aside and used."""
+    monkeypatch.setattr("cnn_gp.store.tiling.MAX_PARTS", 6)
+
+    class Dying(NumpyEngine):
+        def matrix(self, X, X2=None, progress=None):
+            if self.calls == 15:
+                raise KeyboardInterrupt
+            return super().matrix(X, X2, progress)
+
+    run = begin(tmp_path, make_data(**SIZES), n_max=2)
+    first = in_order(run.description().tiling.parts())[0]
+    assert len(first.rows) > 15 and first.name == "Kxx_0000"
+    with pytest.raises(KeyboardInterrupt):
+        compute(run, Dying())
+    # A row of Kxx takes two calls, so the eighth row was at work.
+    assert len(list(run.folder.glob("*.npz"))) == 7
+    engine = NumpyEngine()
+    compute(run, engine)
+    rows = [row for part in run.description().tiling.parts() for row in part.rows]
+    everything = sum(2 if row.matrix == "Kxx" and row.n_columns > 2 else 1 for row in rows)
+    assert engine.calls == everything - 14
+    assert not list(run.folder.glob("*.npz"))
+    run.check_complete()
+
+
+def test_rows_put_aside_that_are_damaged_are_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("cnn_gp.store.tiling.MAX_PARTS", 6)
+    run = begin(tmp_path, make_data(**SIZES), n_max=2)
+    part = in_order(run.description().tiling.parts())[0]
+    row = part.rows[0]
+    run.keep_row(part, row, np.zeros(row.shape), np.zeros(row.shape[0]))
+    (aside,) = run.folder.glob("*.npz")
+    for content in (b"", aside.read_bytes()[:-30], b"garbage"):
+        aside.write_bytes(content)
+        assert run.kept_row(part, row) is None
+
+
+def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):
+    import socket
+
+    run = begin(tmp_path, make_data())
+    host = socket.gethostname()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".Kxx_0000.h5.{host}.{dead.pid}.tmp", f".a.h5.{host}.{os.getpid()}.tmp", ".a.h5.elsewhere.9.tmp"):
+        (run.folder / name).write_bytes(b"half")
+    compute(run)
+    assert len(list(run.folder.glob(".*.tmp"))) == 2
+    assert not (run.folder / f".Kxx_0000.h5.{host}.{dead.pid}.tmp").exists()
+
+
+# Disk and status ------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    import shutil
+
+    run = begin(tmp_path, make_data(**SIZES))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
+    with pytest.raises(UserError, match=r"needs 0.000 GB more and its disk has 0.000 GB free: free some space"):
+        check_disk(run, run.description().tiling.parts())
+    with pytest.raises(UserError, match="free some space"):
+        compute(run)
+    assert not list(run.folder.glob("K*"))
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, whole):
+    """Files of this process may not grow beyond a limit below a part's size: as a full disk, with SIGXFSZ ignored."""
+    program = (
+        "import resource, signal, sys; sys.path.insert(0, sys.argv[2]);"
+        "from helpers.small_runs import RunDirectory, compute; from cnn_gp.errors import UserError;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
+        "\ntry: compute(RunDirectory(sys.argv[1], 'small'))"
+        "\nexcept UserError as error: print(error); sys.exit(1)"
+    )
+    run = begin(tmp_path, make_data(**SIZES))
+    command = [sys.executable, "-c", program, str(tmp_path), str(TESTS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "can't be written" in done.stdout and "what was finished before is kept" in done.stdout
+    assert not list(run.folder.glob("K*")) and not list(run.folder.glob(".*"))
+    compute(run)
+    assert datasets_of(tmp_path) == whole
+
+
+def test_status_says_what_is_done_missing_damaged_and_at_work(tmp_path):
+    run = begin(tmp_path, make_data(**SIZES))
+    assert "0 of 38 parts done, 0.0% of" in status(run)
+    compute(run)
+    assert status(run) == f"small in {tmp_path}: 38 of 38 parts done, 100.0% of 15,660 kernel entries"
+    (run.folder / "Kxx_0001.h5").unlink()
+    path = run.folder / "Kxx_0002.h5"
+    path.write_bytes(path.read_bytes()[:1000])
+    Claims(run.claims_folder).take("Kxx_0001")
+    text = status(run)
+    assert "36 of 38 parts done" in text
+    assert "Kxx_0002: it is damaged; it will be computed again" in text
+    assert f"Kxx_0001: at work, process {os.getpid()} on" in text
+    assert "missing: Kxx_0001, Kxx_0002" in text and "of one worker's time left" in text
+
+
+def test_verify_reads_every_byte(tmp_path):
+    data = make_data(**SIZES)
+    run = complete(tmp_path, data)
+    path = run.folder / "Kxx_0000.h5"
+    value = NumpyEngine().matrix(data.X[:1].astype(np.float64), data.X[:5].astype(np.float64)).tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(value) + 5] ^= 4
+    path.write_bytes(content)
+    assert run.missing_parts() == ([], {})
+    missing, reasons = run.missing_parts(verify=True)
+    assert [part.name for part in missing] == ["Kxx_0000"] and reasons == {"Kxx_0000": "it is damaged"}
+    assert "every byte checked" in status(run, verify=True)
+
+
+def test_interrupted_by_signals_says_what_is_kept(tmp_path):
+    """Ctrl-C and SIGTERM with the real script: exit status, one line, no claims left."""
+    for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        command = [sys.executable, str(ROOT / "scripts" / "save_kernels.py"), f"--path={tmp_path / str(expected)}"]
+        command += ["--model=convnet_gp", "--n_max=50"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        folder = tmp_path / str(expected) / "convnet_gp"
+        while len(list(folder.glob("K*.h5"))) < 2 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == expected, error
+        assert error.strip().splitlines()[-1].startswith("stopped: what was finished is kept; start again")
+        assert "Traceback" not in error
+        assert list(folder.glob("claims/*")) == []
+
+
+# With the real engine -------------------------------------------------------------------------------------------------
+
+REAL = ["--dataset=digits", "--N_train=90", "--N_vali=20", "--N_test=20", "--n_max=6", "--model=convnet_gp"]
+
+
+def real(path, *flags, **options):
+    command = [sys.executable, str(ROOT / "scripts" / "save_kernels.py"), *REAL, f"--path={path}", *flags]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+
+
+def real_matrices(path):
+    return {
+        (file.name, name): values
+        for file in sorted(Path(path, "convnet_gp").glob("K*.h5"))
+        for name, values in _arrays(file).items()
+    }
+
+
+def _arrays(file):
+    with h5py.File(file) as part:
+        return {f"{row}/{kind}": part[row][kind][()].tobytes() for row in part for kind in part[row]}
+
+
+@pytest.mark.kills
+def test_the_real_engine_killed_at_three_random_moments_is_byte_equal(tmp_path):
+    assert real(tmp_path / "whole").wait() == 0
+    moments = random.Random(1)
+    for i in range(3):
+        path = tmp_path / str(i)
+        process = real(path)
+        while not list(path.glob("convnet_gp/K*.h5")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        finished = {file: file.stat().st_mtime_ns for file in path.glob("convnet_gp/K*.h5")}
+        assert finished
+        assert real(path).wait() == 0
+        assert {file: file.stat().st_mtime_ns for file in finished} == finished
+        assert real_matrices(path) == real_matrices(tmp_path / "whole")
+
+
+def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
+    """What --n_gpus=2 does, with the CPU in the places of the GPUs."""
+    from cnn_gp import build_kernel, load
+    from cnn_gp.compute.scheduler import describe_run
+    from cnn_gp.engines.tensorflow import worker_engine
+
+    data = load("digits", N_train=90, N_vali=20, N_test=20)
+    arguments = {"model": "convnet_gp", "input_shape": data.image_shape}
+    run = RunDirectory(tmp_path / "two", "convnet_gp")
+    run.begin(describe_run(build_kernel(**arguments), "convnet_gp", data, 6, "float32"), data)
+    engine = functools.partial(worker_engine, model_arguments=arguments)
+    assert compute_run(Job(str(run.workdir), run.name, engine), ["cpu", "cpu"])
+    assert real(tmp_path / "one", "--engine=tensorflow").wait() == 0
+    assert real_matrices(tmp_path / "one") == real_matrices(tmp_path / "two")
+    assert len({record["pid"] for record in run.provenance()} - {os.getpid()}) == 2
+
+
+def test_a_worker_process_sees_its_own_gpu_only():
+    program = (
+        "import os, sys; from cnn_gp.compute.worker import enter_process; enter_process(sys.argv[1]);"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    for visible, device, expected in (
+        (None, "gpu:1", "1"),
+        ("3,5", "gpu:1", "5"),
+        ("GPU-a,GPU-b", "gpu:0", "GPU-a"),
+        ("3,5", "cpu", "-1"),
+    ):
+        environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        environment.update({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+        command = [sys.executable, "-c", program, device]
+        assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip() == expected

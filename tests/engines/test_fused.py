@@ -1,0 +1,325 @@
+"""The fused engine against the float64 kernel, and the same bits however the images are cut into blocks."""
+
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numba import njit
+
+from cnn_gp import (
+    ChannelMix,
+    Conv,
+    DeepKernel,
+    Dense,
+    ExErf,
+    ExReLU,
+    NNGPKernel,
+    ResnetKernel,
+    Sequential,
+    Sum,
+)
+from cnn_gp.data import datasets
+from cnn_gp.engines.engine import choose_engine, make_engine
+from cnn_gp.engines.fused import loops
+from cnn_gp.engines.fused.engine import FusedEngine
+from cnn_gp.engines.fused.loops import LANES
+from cnn_gp.engines.fused.lowering import NotLowered, lower
+from cnn_gp.engines.fused.simd import WIDTH, load, splat, store
+from cnn_gp.errors import ShrunkMapError, UserError
+from cnn_gp.kernels.architectures import build_kernel
+from cnn_gp.kernels.layers import Layer
+
+KERNELS = {
+    "fully connected": (DeepKernel([7], [[]] * 3, ExReLU(), 2.0, 0.3), 3e-7),
+    "one axis": (DeepKernel([3, 17], [3, 4], ExReLU(), 2.0, 0.3), 1e-6),
+    "colour, even filters, stride 2": (DeepKernel([3, 9, 7], [4, 2], ExReLU(), 1.3, 0.2, "SAME", [2, 1]), 1e-6),
+    "valid, stride beyond the filter": (DeepKernel([1, 12, 11], [1, 2], ExReLU(), 1.3, 0.2, "VALID", [3, 1]), 1e-6),
+    "wide filters": (DeepKernel([1, 6, 6], [7, 6, 5], ExReLU(), 1.3, 0.2), 1e-6),
+    "filters of two sizes": (DeepKernel([1, 8, 6], [[3, 1], [1, 5]], ExReLU(), 1.3, 0.2, strides=[[1, 2], 1]), 1e-6),
+    "skips": (DeepKernel([2, 8, 8], [3] * 6, ExReLU(multiply_by_sqrt2=True), 2.0, 1.0, skip_freq=2), 1e-6),
+    "skips everywhere": (DeepKernel([2, 8, 8], [3] * 4, ExReLU(), 2.0, 1.0, skip_freq=1), 1e-6),
+    "step": (DeepKernel([2, 8, 8], [3] * 3, ExReLU(exponent=0, multiply_by_sqrt2=True), 2.0, 1.0), 1e-3),
+    "erf": (DeepKernel([2, 8, 8], [3] * 9, ExErf(), 6.3, 5.0, skip_freq=3), 1e-5),
+    "resnet": (ResnetKernel([1, 10, 10], [2, 2], [1, 2], 3, ExReLU(), 1.0, 0.1), 1e-6),
+    "sums of three": (
+        NNGPKernel(
+            Sequential(
+                ExReLU(),
+                Sum(Sequential(), Conv(3), Sequential(ExErf(), ExReLU())),
+                Sum(ChannelMix(), Sequential()),
+                Sum(ExReLU(), ExReLU()),
+                Dense(),
+                ExReLU(),
+                Dense(),
+            ),
+            [1, 5, 5],
+        ),
+        1e-5,
+    ),
+    "a readout alone": (NNGPKernel(Sequential(Dense(2.0, 0.5)), [2, 4, 4]), 3e-7),
+}
+
+
+def images(kernel, n, seed=0):
+    """Random ones, of which one is black and two are equal."""
+    X = np.random.default_rng(seed).random((n, kernel.input_size)).astype(np.float32)
+    X *= np.random.default_rng(1).random(X.shape) < 0.6
+    X[1] = 0
+    if not any(step.before and step.before.function == "step" for step in lower(kernel).steps):
+        # The step's slope at equal images is infinite.
+        X[3] = X[2]
+    return X
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_layer_agrees_with_the_float64_kernel(name):
+    kernel, tolerance = KERNELS[name]
+    X = images(kernel, 21)
+    engine = FusedEngine(lower(kernel))
+    expected = kernel(X.astype(np.float64)).numpy()
+    K, cross = engine.matrix(X), engine.matrix(X[:9], X)
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    # Relative to the value, or where black images make it 0, to the deviations.
+    assert (np.abs(K - expected) <= tolerance * np.maximum(expected, 1e-3 * scale)).all()
+    assert (np.abs(cross - expected[:9]) <= tolerance * np.maximum(expected, 1e-3 * scale)[:9])[
+        ~np.eye(9, 21, dtype=bool) if "step" in name else ...
+    ].all()
+    np.testing.assert_array_equal(K, K.T)
+    np.testing.assert_array_equal(np.diag(K), engine.diag(X))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_covariance_with_itself_is_the_variance_to_the_bit(name):
+    kernel, _ = KERNELS[name]
+    if "step" in name:
+        pytest.skip("the step's variance is exactly 1/2; its covariance goes through the rounding of a correlation")
+    engine = FusedEngine(lower(kernel))
+    X = images(kernel, 21)
+    np.testing.assert_array_equal(np.diag(engine.matrix(X, X)), engine.diag(X))
+
+
+@pytest.mark.parametrize("name", ["resnet", "erf", "step"])
+def test_the_same_bits_for_any_threads_and_places(name, monkeypatch):
+    kernel, _ = KERNELS[name]
+    X = images(kernel, 150)
+    program = lower(kernel)
+    whole = FusedEngine(program, n_threads=1).matrix(X)
+    np.testing.assert_array_equal(FusedEngine(program, n_threads=3).matrix(X), whole)
+    engine = FusedEngine(program)
+    for i, j in ((0, 0), (5, 17), (70, 3)):
+        block = engine.matrix(X[i : i + 33], X[j : j + 41])
+        upper = np.arange(i, i + 33)[:, None] < np.arange(j, j + 41)
+        np.testing.assert_array_equal(block[upper], whole[i : i + 33, j : j + 41][upper])
+    monkeypatch.setattr("cnn_gp.engines.fused.engine.BAND", 40)
+    np.testing.assert_array_equal(engine.matrix(X), whole)
+
+
+def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
+    from cnn_gp.compute.scheduler import compute_run, describe_run
+    from cnn_gp.compute.worker import Job
+    from cnn_gp.store.run_directory import RunDirectory
+
+    data = datasets.load("digits", N_train=110, N_vali=20, N_test=20)
+    kernel = DeepKernel([1, 8, 8], [3] * 4, ExReLU(), 2.0, 1.0)
+    engine = FusedEngine(lower(kernel))
+    stored = []
+    for n_max in (7, 64, 200):
+        run = RunDirectory(tmp_path, f"n{n_max}")
+        run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
+        compute_run(Job(str(tmp_path), run.name, lambda device: engine))
+        from cnn_gp.regression.solve import read_lower
+
+        cross = np.concatenate([entries for _, entries in run.read_rows("Kxtx")])
+        stored.append((read_lower(run, 110).matrix(), cross, run.read_variances("Kxx")))
+    for others in stored[1:]:
+        for one, other in zip(stored[0], others, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+NAMED = ["convnet_gp", "residual_cnn_gp", "resnet_gp"]
+
+
+@pytest.mark.parametrize("model", NAMED)
+def test_the_papers_kernels_on_mnist(model, mnist_dir):
+    """200 images; the float64 reference on 40 x 200 of the pairs, which takes it long enough."""
+    X = datasets.load("mnist", data_dir=mnist_dir, N_train=200, N_vali=1, N_test=1).X.astype(np.float32)
+    kernel = build_kernel(model, [1, 28, 28])
+    engine = FusedEngine(lower(kernel))
+    K = engine.matrix(X)
+    reference = make_engine("tensorflow", kernel).matrix(X[:40].astype(np.float64), X.astype(np.float64))
+    np.testing.assert_allclose(K[:40], reference, rtol=2e-6)
+    np.testing.assert_array_equal(K, K.T)
+    np.testing.assert_array_equal(np.diag(K), engine.diag(X))
+
+
+@pytest.mark.parametrize("seed", range(1, 61))
+def test_the_random_search_on_digits(seed):
+    """On images of 8 x 8 pixels in the middle of 28 x 28: every working network, against float64."""
+    try:
+        kernel = build_kernel("random", [1, 28, 28], seed=seed)
+    except ShrunkMapError:
+        return
+    X = np.zeros((3, 28, 28), np.float32)
+    X[:, 6:22, 6:22] = datasets.load("digits", N_train=3).X.reshape(3, 8, 8).repeat(2, 1).repeat(2, 2)
+    X = X.reshape(3, -1)
+    erf = any(step.before and step.before.function == "erf" for step in lower(kernel).steps)
+    K = FusedEngine(lower(kernel)).matrix(X)
+    np.testing.assert_allclose(K, kernel(X.astype(np.float64)), rtol=1e-5 if erf else 2e-6)
+
+
+def pointwise(kernel, c, v1, v2):
+    """The engine's nonlinearity at given covariances: by images of one pixel in as many channels as are needed."""
+    engine = FusedEngine(lower(kernel))
+    s1, s2 = math.sqrt(v1), math.sqrt(v2)
+    rho = c / (s1 * s2)
+    x = np.zeros((1, 2), np.float32)
+    x[0] = (s1 * math.sqrt(2), 0)
+    x2 = np.stack([s2 * math.sqrt(2) * rho, s2 * math.sqrt(2) * np.sqrt(np.maximum(1 - rho**2, 0))], 1)
+    x2 = x2.astype(np.float32)
+    return engine.matrix(x, x2)[0], kernel(x.astype(np.float64), x2.astype(np.float64)).numpy()[0]
+
+
+@pytest.mark.parametrize(("nonlinearity", "bound"), [(ExReLU(), 2e-7), (ExErf(), 2e-7), (ExReLU(exponent=0), 2e-4)])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_the_nonlinearities_over_all_correlations(nonlinearity, bound, scale):
+    """-1, 0 and 1 included: absolute error, relative to the product of the deviations."""
+    kernel = NNGPKernel(Sequential(nonlinearity, Dense()), [2])
+    rho = np.concatenate([np.linspace(-1, 1, 4001), 1 - np.logspace(-8, -1, 500), np.logspace(-8, -1, 500) - 1])
+    got, expected = pointwise(kernel, rho * scale, scale, scale)
+    if isinstance(nonlinearity, ExErf) and scale > 1:
+        # As good as a step: at a correlation of 1 the slope is infinite.
+        bound = 5e-4
+    size = scale if isinstance(nonlinearity, ExReLU) and nonlinearity.exponent == 1 else 1
+    assert np.abs(got - expected).max() <= bound * size
+    if isinstance(nonlinearity, ExReLU) and nonlinearity.exponent == 0:
+        away = np.abs(rho) < 0.99
+        assert np.abs(got - expected)[away].max() <= 1e-6
+
+
+def test_overflow_is_not_hidden_and_the_layer_is_named():
+    kernel = NNGPKernel(
+        Sequential(Conv(3, var_weight=1e30), Sum(Sequential(), Conv(3, var_weight=1e30)), Dense()), [1, 4, 4]
+    )
+    engine = FusedEngine(lower(kernel))
+    X = np.ones((2, 16), np.float32)
+    assert not np.isfinite(engine.matrix(X)).any()
+    assert not np.isfinite(engine.diag(X)).any()
+    assert engine.first_non_finite(X[0], X[1]) == "layers[1].branches[1] (Conv)"
+    good = FusedEngine(lower(KERNELS["resnet"][0]))
+    X = np.ones((2, 100), np.float32)
+    assert good.first_non_finite(X[0], X[1]) == "the merged program only"
+    X[1, 5] = np.nan
+    assert good.first_non_finite(X[0], X[1]) == "the images"
+    assert np.isnan(good.matrix(X[:1], X[1:])).all()
+
+
+class Unheard(Layer):
+    def propagate(self, state):
+        return state
+
+    def describe(self):
+        return {"layer": "Unheard"}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "said"),
+    [
+        (NNGPKernel(Sequential(Sum(Unheard()), Dense()), [4]), {}, r"layers\[0\].branches\[0\] \(Unheard\)"),
+        (DeepKernel([1, 3, 3, 3], [3], ExReLU()), {}, "up to 2 spatial axes, and these have 3"),
+        (KERNELS["erf"][0], {"float_type": "float64"}, "in float32, not in float64"),
+        (KERNELS["erf"][0], {"n_gpus": 1}, "--n_gpus is 1"),
+    ],
+)
+def test_what_it_has_not_is_refused_and_auto_says_why(kernel, options, said):
+    with pytest.raises(NotLowered, match=said):
+        choose_engine("fused", kernel, **options)
+    choice = choose_engine("auto", kernel, **options)
+    assert choice.name == "tensorflow"
+    if "n_gpus" not in options:
+        import re
+
+        assert re.search(said, choice.reason) and "--engine" not in choice.reason
+
+
+def test_auto_takes_it_on_the_cpu():
+    assert choose_engine("auto", KERNELS["resnet"][0]).name == "fused"
+    assert make_engine("auto", KERNELS["resnet"][0], n_threads=1).name == "fused"
+    assert choose_engine("tensorflow", KERNELS["resnet"][0]).name == "tensorflow"
+
+
+@pytest.mark.parametrize(
+    ("X", "said"),
+    [
+        (np.ones((2, 100)), "dtype float64; the fused engine computes in float32"),
+        (np.ones((2, 99), np.float32), r"shape \(2, 99\); expected \[N, 100\]"),
+    ],
+)
+def test_bad_images_are_refused(X, said):
+    with pytest.raises(UserError, match=said):
+        FusedEngine(lower(KERNELS["resnet"][0])).matrix(X)
+    with pytest.raises(UserError, match="n_threads is 0"):
+        FusedEngine(lower(KERNELS["resnet"][0]), n_threads=0)
+
+
+def test_progress_counts_every_entry_once():
+    kernel, _ = KERNELS["a readout alone"]
+    engine = FusedEngine(lower(kernel))
+    X = images(kernel, 600)
+    counted: list[int] = []
+    engine.matrix(X, progress=counted.append)
+    assert sum(counted) == 600 * 601 // 2
+    counted.clear()
+    engine.matrix(X, X[:70], progress=counted.append)
+    assert sum(counted) == 600 * 70
+
+
+def test_an_error_in_a_thread_is_raised():
+    kernel, _ = KERNELS["a readout alone"]
+
+    def stop(entries):
+        raise KeyError(entries)
+
+    with pytest.raises(KeyError):
+        FusedEngine(lower(kernel)).matrix(images(kernel, 300), progress=stop)
+
+
+def test_a_worker_does_not_import_tensorflow(tmp_path):
+    kernel, _ = KERNELS["resnet"]
+    (tmp_path / "program").write_bytes(pickle.dumps(lower(kernel)))
+    np.save(tmp_path / "X.npy", images(kernel, 12))
+    program = (
+        "import pickle, sys; import numpy as np; from cnn_gp.engines.engine import Choice, worker_engine;"
+        "program = pickle.load(open(sys.argv[1] + '/program', 'rb'));"
+        "engine = worker_engine('cluster', choice=Choice('fused', program, True), model_arguments={});"
+        "np.save(sys.argv[1] + '/K.npy', engine.matrix(np.load(sys.argv[1] + '/X.npy')));"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "K.npy"), FusedEngine(lower(kernel)).matrix(images(kernel, 12)))
+
+
+@pytest.mark.parametrize("model", NAMED)
+def test_merging_saves_passes_and_places(model):
+    """What the speed rests on: the ResNet in two maps, the other two in one."""
+    program = lower(build_kernel(model, [1, 28, 28]))
+    code = program.compiled()
+    n_maps = 2 if model == "resnet_gp" else 1
+    assert code.row == n_maps * 784
+    assert len(code.table) < 0.6 * len(program.steps) or model == "convnet_gp"
+    # In the paper's nets every nonlinearity is done by the way.
+    assert (code.table[:, 0] == 2).sum() <= 2
+
+
+def test_lanes_are_not_reordered():
+    @njit
+    def doubled(array):
+        for i in range(0, len(array), WIDTH):
+            store(array, i, load(array, i) * splat(np.float32(2)))
+
+    array = np.arange(LANES, dtype=np.float32)
+    doubled(array)
+    np.testing.assert_array_equal(array, 2 * np.arange(LANES))
+    assert loops.ROWS * WIDTH == LANES

@@ -1,0 +1,153 @@
+"""The tensorflow engine: the kernel's own numbers, whatever the blocks, and errors that don't hang."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cnn_gp
+from cnn_gp import (
+    Conv,
+    DeepKernel,
+    Dense,
+    ExErf,
+    ExReLU,
+    NNGPKernel,
+    Sequential,
+    gram,
+)
+from cnn_gp.engines.engine import make_engine
+from cnn_gp.engines.tensorflow import TensorFlowEngine, configure
+from cnn_gp.errors import UserError
+
+KERNELS = {
+    "relu": DeepKernel([1, 8, 8], [3, 4, 3], ExReLU(multiply_by_sqrt2=True), 2.0, 1.0, skip_freq=1),
+    "erf": DeepKernel([1, 8, 8], [3] * 8, ExErf(), 6.3, 5.0),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_of_any_size_give_the_kernel(name, dtype, rng):
+    kernel = KERNELS[name]
+    X, X2 = (rng.random((n, 64)).astype(dtype) for n in (37, 21))
+    tolerance = 1e-9 if dtype == np.float64 else 2e-6
+    for tile in (7, 16, 64):
+        engine = TensorFlowEngine(kernel, tile=tile)
+        cross, square = engine.matrix(X, X2), engine.matrix(X)
+        assert cross.dtype == square.dtype == dtype
+        np.testing.assert_allclose(cross, kernel(X, X2), rtol=tolerance)
+        np.testing.assert_allclose(square, kernel(X), rtol=tolerance)
+        np.testing.assert_array_equal(square, square.T)
+        np.testing.assert_array_equal(np.diag(square), engine.diag(X))
+        np.testing.assert_allclose(engine.diag(X), kernel.K_diag(X), rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
+    """float32, n_max 7, 64 and 200: relative 2e-6."""
+    from cnn_gp.compute.scheduler import compute_run, describe_run
+    from cnn_gp.compute.worker import Job
+    from cnn_gp.data import datasets
+    from cnn_gp.regression.solve import read_lower
+    from cnn_gp.store.run_directory import RunDirectory
+
+    data = datasets.load("digits", N_train=210, N_vali=20, N_test=20)
+    kernel = KERNELS[name]
+    engine = TensorFlowEngine(kernel)
+    matrices = []
+    for n_max in (7, 64, 200):
+        run = RunDirectory(tmp_path, f"n{n_max}")
+        run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
+        compute_run(Job(str(tmp_path), run.name, lambda device: engine))
+        K = read_lower(run, 210).matrix()
+        np.testing.assert_array_equal(np.diag(K), run.read_variances("Kxx"))
+        np.testing.assert_array_equal(K, K.T)
+        matrices.append((K, np.concatenate([entries for _, entries in run.read_rows("Kxtx")])))
+    for K, cross in matrices[1:]:
+        np.testing.assert_allclose(K, matrices[0][0], rtol=2e-6)
+        np.testing.assert_allclose(cross, matrices[0][1], rtol=2e-6)
+    np.testing.assert_allclose(matrices[0][0], kernel(data.X.astype(np.float64)), rtol=1e-5)
+
+
+def test_progress_counts_the_entries(rng):
+    X = rng.random((21, 64)).astype(np.float32)
+    counted = []
+    engine = TensorFlowEngine(KERNELS["relu"], tile=8)
+    engine.matrix(X, progress=counted.append)
+    assert sum(counted) == 21 * 22 // 2
+    counted.clear()
+    engine.matrix(X, X[:5], progress=counted.append)
+    assert sum(counted) == 21 * 5
+
+
+def test_an_error_in_a_lane_is_raised_and_the_engine_goes_on(rng):
+    engine = TensorFlowEngine(KERNELS["relu"], tile=4)
+    with pytest.raises(UserError, match="have 63 columns; expected 64"):
+        engine.matrix(rng.random((40, 63)))
+    assert engine.matrix(rng.random((5, 64))).shape == (5, 5)
+
+
+def test_hyperparameters_are_those_of_the_call(rng):
+    """The compiled program reads the parameters; it doesn't bake them in."""
+    kernel = NNGPKernel(Sequential(Conv(3, var_bias=0.1), ExReLU(), Dense()), [1, 4, 4])
+    engine = TensorFlowEngine(kernel)
+    X = rng.random((3, 16))
+    before = engine.matrix(X)
+    kernel.network.layers[2].var_weight.assign(2.0)
+    np.testing.assert_allclose(engine.matrix(X), 2 * before, rtol=1e-12)
+
+
+def test_gram(rng):
+    X, X2 = rng.random((5, 64)), rng.random((3, 64)).astype(np.float32)
+    kernel = KERNELS["relu"]
+    np.testing.assert_allclose(gram(kernel, X), kernel(X), rtol=1e-10)
+    np.testing.assert_allclose(gram(kernel, X, X2, engine="tensorflow", n_max=2), kernel(X, X2), rtol=1e-10)
+    assert gram(kernel, X2).dtype == np.float32
+    engine = make_engine("auto", kernel, float_type="float64")
+    np.testing.assert_array_equal(gram(kernel, X, engine=engine), engine.matrix(X))
+    assert cnn_gp.gram is gram
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"X": np.ones((2, 5))}, "have 5 columns; expected 64"),
+        ({"X": np.ones((0, 64))}, r"shape \(0, 64\)"),
+        ({"X": np.ones(64)}, r"shape \(64,\)"),
+        ({"X": np.ones((2, 64), int)}, "dtype int64; expected float32 or float64"),
+        ({"X": np.ones((2, 64)), "engine": "fast"}, "The engine is 'fast'; expected one of auto, tensorflow"),
+        ({"X": np.ones((2, 64)), "n_max": 0}, "n_max is 0"),
+    ],
+)
+def test_gram_refuses_in_one_line(arguments, said):
+    with pytest.raises(UserError, match=said):
+        gram(KERNELS["relu"], **arguments)
+
+
+def test_tf32_is_off():
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    make_engine("tensorflow", KERNELS["relu"])
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+def test_more_gpus_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"--n_gpus is 9, but TensorFlow sees \d GPUs"):
+        configure(9)
+    with pytest.raises(UserError, match="--n_gpus is -1"):
+        configure(-1)
+
+
+def test_two_devices_share_the_tiles(rng, monkeypatch):
+    """The lanes of two GPUs, with the CPU in their places."""
+    engine = TensorFlowEngine(KERNELS["relu"], n_gpus=0, tile=8)
+    used = []
+    real = tf.device
+    monkeypatch.setattr(tf, "device", lambda name: (used.append(name), real("/CPU:0"))[1])
+    import queue
+
+    engine._lanes = queue.SimpleQueue()
+    for lane in ("/GPU:0", "/GPU:1"):
+        engine._lanes.put(lane)
+    X = rng.random((40, 64))
+    np.testing.assert_allclose(engine.matrix(X), KERNELS["relu"](X), rtol=1e-10)
+    assert {"/GPU:0", "/GPU:1"} <= set(used)

@@ -1,0 +1,8 @@
+"""Files in the format of MNIST."""
+
+import struct
+
+
+def idx(array):
+    """The bytes of an IDX file."""
+    return struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()

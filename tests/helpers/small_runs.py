@@ -1,0 +1,79 @@
+"""Small runs with a kernel in NumPy, for tests of everything but the mathematics."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cnn_gp.compute.scheduler import compute_run
+from cnn_gp.compute.worker import Job
+from cnn_gp.data.datasets import Dataset
+from cnn_gp.store.description import Description
+from cnn_gp.store.run_directory import RunDirectory
+
+
+class NumpyEngine:
+    """A squared exponential kernel, entry by entry independent of the block it is in."""
+
+    name = "numpy"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def matrix(self, X, X2=None, progress=None):
+        self.calls += 1
+        X2 = X if X2 is None else X2
+        distances = ((X[:, None, :].astype(np.float64) - X2[None, :, :]) ** 2).sum(-1)
+        if progress is not None:
+            progress(distances.size)
+        return (2 * np.exp(-0.5 * distances)).astype(X.dtype)
+
+    def diag(self, X):
+        return np.full(len(X), 2, X.dtype)
+
+    def first_non_finite(self, x, x2):
+        return "layers[1] (ExReLU)"
+
+
+def make_data(N_train=23, N_vali=9, N_test=7, n_classes=3, seed=0) -> Dataset:
+    """Images of two pixels in as many clusters as there are classes."""
+    rng = np.random.default_rng(seed)
+    N = N_train + N_vali + N_test
+    Y = np.arange(N) % n_classes
+    X = (rng.normal(size=(N, 2)) + 2 * Y[:, None]).astype(np.float32)
+    a, b = N_train, N_train + N_vali
+    return Dataset("made", X[:a], Y[:a], X[a:b], Y[a:b], X[b:], Y[b:], (1, 1, 2), n_classes)
+
+
+def make_description(data: Dataset, n_max=5, float_type="float64", **changes) -> Description:
+    N_train, N_vali, N_test = data.sizes
+    fields = {
+        "model": "convnet_gp",
+        "kernel": {"input_shape": [1, 1, 2], "network": {"layer": "Dense", "var_weight": 1.0, "var_bias": 0.0}},
+        "dataset": data.name,
+        "data_hash": data.data_hash(),
+        "image_shape": data.image_shape,
+        "n_classes": data.n_classes,
+        "N_train": N_train,
+        "N_vali": N_vali,
+        "N_test": N_test,
+        "n_max": n_max,
+        "float_type": float_type,
+    }
+    return Description(**{**fields, **changes})
+
+
+def begin(path: Path, data: Dataset, **changes) -> RunDirectory:
+    run = RunDirectory(path, "small")
+    run.begin(make_description(data, **changes), data)
+    return run
+
+
+def compute(run: RunDirectory, engine: NumpyEngine | None = None, **options) -> bool:
+    """Compute what is missing, in this process, with an engine of which the test keeps hold."""
+    return compute_run(Job(str(run.workdir), run.name, lambda device: engine or NumpyEngine()), **options)
+
+
+def complete(path: Path, data: Dataset, engine=None, **changes) -> RunDirectory:
+    run = begin(path, data, **changes)
+    compute(run, engine)
+    return run

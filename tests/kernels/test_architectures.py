@@ -1,0 +1,110 @@
+"""The models by name, and the random search's draws under both readings."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cnn_gp.errors import ShrunkMapError, UserError
+from cnn_gp.kernels.architectures import build_kernel, run_name
+from cnn_gp.kernels.random_search import SEARCH_SEEDS, draw_architecture
+from helpers.paths import GOLDEN
+
+TABLES = json.loads((GOLDEN / "params_by_seed.json").read_text())
+
+
+@pytest.mark.parametrize("reading", ["published", "released"])
+def test_draws_are_the_papers(reading):
+    table = TABLES[f"as_{reading}"]
+    assert {int(seed) for seed in table} == set(SEARCH_SEEDS)
+    for seed, expected in table.items():
+        drawn = draw_architecture(int(seed), skip_rule=reading)
+        sizes = expected["filter_sizes"]
+        n = expected["n_layers"]
+        assert drawn.filter_sizes == (tuple(sizes) if isinstance(sizes, list) else (sizes,) * n), seed
+        padding = expected["padding"]
+        assert drawn.paddings == (tuple(padding) if isinstance(padding, list) else (padding,) * n), seed
+        assert drawn.strides == (expected["strides"],) * n
+        assert drawn.nonlinearity == expected["nlin"]
+        assert drawn.skip_freq == expected["skip_freq"]
+        assert (drawn.var_weight, drawn.var_bias) == (expected["var_weight"], expected["var_bias"])
+
+
+def test_nine_of_the_published_seeds_shrink_below_a_pixel():
+    shrunk = []
+    for seed in SEARCH_SEEDS:
+        try:
+            build_kernel("random", [1, 28, 28], seed=seed)
+        except ShrunkMapError:
+            shrunk.append(seed)
+    assert shrunk == [3, 5, 7, 18, 20, 24, 27, 32, 56]
+
+
+def test_as_released_only_seed_56_shrinks():
+    shrunk = []
+    for seed in SEARCH_SEEDS:
+        try:
+            build_kernel("random", [1, 28, 28], seed=seed, skip_rule="released")
+        except ShrunkMapError:
+            shrunk.append(seed)
+    assert shrunk == [56]
+
+
+@pytest.mark.parametrize(("model", "seed"), [("convnet_gp", 31), ("residual_cnn_gp", 53)])
+def test_the_named_networks_are_the_searchs(model, seed):
+    named, drawn = (build_kernel(m, [1, 28, 28], seed=seed).describe() for m in (model, "random"))
+    assert named == drawn
+
+
+def test_allow_skip_by_hand():
+    assert draw_architecture(31, allow_skip=True).skip_freq > 0
+    assert len(draw_architecture(40, allow_skip=False).filter_sizes) <= 8
+    assert draw_architecture(40, allow_skip=False).skip_freq == -1
+    assert draw_architecture(99).skip_freq == -1
+
+
+def test_resnet_has_the_depth():
+    kernel = build_kernel("resnet_gp", [1, 28, 28], depth=20)
+    convolutions = json.dumps(kernel.describe()).count('"Conv"')
+    # The first, two in each of nine units, three shortcuts.
+    assert convolutions == 1 + 18 + 3
+
+
+def test_overrides():
+    kernel = build_kernel("convnet_gp", [1, 8, 8], var_weight=1.5, var_bias=0.0, multiply_by_sqrt2=False)
+    text = json.dumps(kernel.describe())
+    assert '"multiply_by_sqrt2": false' in text and '"multiply_by_sqrt2": true' not in text
+    assert kernel.var_weight.numpy() == pytest.approx(1.5) and kernel.var_bias.numpy() == 0
+
+
+def test_run_names():
+    assert [run_name("random", 7), run_name("random", 1234), run_name("resnet_gp", 7)] == [
+        "seed_07",
+        "seed_1234",
+        "resnet_gp",
+    ]
+
+
+@pytest.mark.parametrize("shape", [[1, 8, 8], [3, 9, 7], [2, 12], [10], [1, 4, 4, 4]])
+@pytest.mark.parametrize("model", ["convnet_gp", "residual_cnn_gp", "resnet_gp"])
+def test_the_named_networks_take_images_of_any_rank(model, shape, rng):
+    kernel = build_kernel(model, shape)
+    X = rng.random((2, int(np.prod(shape))))
+    assert np.linalg.eigvalsh(kernel(X))[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model": "resnet"}, "The model is 'resnet'; expected one of convnet_gp"),
+        ({"model": "resnet_gp", "depth": 33}, r"depth is 33 with 3 blocks; expected .* 8, 14, 20, 26, 32"),
+        ({"model": "resnet_gp", "depth": 2}, "depth is 2"),
+        ({"model": "random", "seed": -1}, "The seed is -1"),
+        ({"model": "random", "skip_rule": "mine"}, "The skip rule is 'mine'"),
+        ({"model": "random", "seed": 1, "multiply_by_sqrt2": True}, "seed_01, whose nonlinearity is the erf"),
+        ({"model": "convnet_gp", "var_weight": -1.0}, "A variance is -1.0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, said):
+    with pytest.raises(UserError, match=said):
+        build_kernel(**arguments, input_shape=[1, 28, 28])

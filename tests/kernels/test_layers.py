@@ -1,0 +1,255 @@
+"""The layers, one by one: windows, sums, what they refuse, and that every one is covered."""
+
+import inspect
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cnn_gp.errors import ShrunkMapError, UserError
+from cnn_gp.kernels import layers
+from cnn_gp.kernels.geometry import Window
+from cnn_gp.kernels.layers import (
+    ChannelMix,
+    Conv,
+    Dense,
+    ExErf,
+    ExReLU,
+    Layer,
+    Nonlinearity,
+    Sequential,
+    State,
+    Sum,
+)
+
+# For each layer: another one of other hyperparameters.
+CASES = {
+    Conv: (Conv(3, 2, "SAME", 1.3, 0.2), Conv(3, 2, "SAME", 1.3, 0.3)),
+    Dense: (Dense(1.3, 0.2), Dense(1.4, 0.2)),
+    ExReLU: (ExReLU(), ExReLU(multiply_by_sqrt2=True)),
+    ExErf: (ExErf(), None),
+    ChannelMix: (ChannelMix(), None),
+    Sequential: (Sequential(Conv(2), ExReLU()), Sequential(Conv(2), ExErf())),
+    Sum: (Sum(Sequential(), Conv(3)), Sum(Sequential(), Conv(3, var_weight=2.0))),
+}
+
+
+def state_of(rng, positions, n, dtype=np.float64, sum_dtype=None):
+    """The covariances of n random images with four channels, with themselves."""
+    x = rng.normal(size=[n, 4, *positions]).astype(dtype)
+    return layers.input_state(
+        tf.reshape(x, [n, -1]), tf.reshape(x, [n, -1]), [4, *positions], tf.as_dtype(sum_dtype or dtype)
+    )
+
+
+def test_every_layer_is_covered():
+    concrete = {
+        cls
+        for _, cls in inspect.getmembers(layers, inspect.isclass)
+        if issubclass(cls, Layer) and not inspect.isabstract(cls)
+    }
+    assert concrete == set(CASES)
+
+
+@pytest.mark.parametrize("layer", [case for case, _ in CASES.values()], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("positions", [(5, 4), (6,), (3, 4, 2), ()])
+def test_variances_are_the_covariances_of_identical_images(layer, positions, rng):
+    state = layer.propagate(state_of(rng, positions, 3))
+    diagonal = tf.linalg.diag_part(state.cross)
+    np.testing.assert_allclose(diagonal, state.var1[..., 0], rtol=1e-13)
+    np.testing.assert_allclose(diagonal, state.var2[..., 0, :], rtol=1e-13)
+    assert tuple(state.cross.shape[:-2]) == layer.output_positions(positions)
+
+
+@pytest.mark.parametrize("layer", [case for case, _ in CASES.values()], ids=lambda layer: type(layer).__name__)
+def test_variances_alone_are_the_same(layer, rng):
+    state = state_of(rng, (5, 4), 3)
+    alone = layer.propagate(state._replace(cross=None, var2=None))
+    assert alone.cross is None and alone.var2 is None
+    np.testing.assert_array_equal(alone.var1, layer.propagate(state).var1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 33])
+def test_float32_erf_networks_keep_identical_patches_identical_to_the_last_bit(n, rng):
+    network = Sequential(*[layer for _ in range(6) for layer in (Conv(3, var_weight=6.0, var_bias=5.0), ExErf())])
+    state = state_of(rng, (8, 8), n, np.float32, network.sum_dtype(tf.float32))
+    state = network.propagate(state)
+    np.testing.assert_array_equal(tf.linalg.diag_part(state.cross), state.var1[..., 0])
+    np.testing.assert_array_equal(tf.linalg.diag_part(state.cross), state.var2[..., 0, :])
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (ExErf(), tf.float64),
+        (ExReLU(0), tf.float64),
+        (ExReLU(), tf.float32),
+        (Sequential(Conv(3), Sum(ExReLU(), Sequential(ExErf()))), tf.float64),
+        (Sequential(Conv(3), Sum(ExReLU(), Sequential(ExReLU()))), tf.float32),
+    ],
+)
+def test_sums_are_exact_where_rounding_is_amplified(layer, expected):
+    assert layer.sum_dtype(tf.float32) == expected
+    assert layer.sum_dtype(tf.float64) == tf.float64
+
+
+@pytest.mark.parametrize(("layer", "other"), CASES.values(), ids=[cls.__name__ for cls in CASES])
+def test_descriptions_are_json_and_tell_layers_apart(layer, other):
+    text = json.dumps(layer.describe())
+    assert json.loads(text)["layer"] == type(layer).__name__
+    assert other is None or json.dumps(other.describe()) != text
+
+
+# For each argument of a layer's constructor: another value than its default (a filter size's is 3 here).
+OTHERS = {
+    "filter_size": 4,
+    "stride": 2,
+    "padding": "VALID",
+    "var_weight": 1.4,
+    "var_bias": 0.2,
+    "divide_by_patch": True,
+    "exponent": 0,
+    "multiply_by_sqrt2": True,
+}
+
+
+def constructor_arguments(cls):
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL and p.name != "name"]
+
+
+@pytest.mark.parametrize(("cls", "argument"), [(cls, a) for cls in CASES for a in constructor_arguments(cls)])
+def test_each_hyperparameter_is_in_the_description(cls, argument):
+    given = {"filter_size": 3} if cls is Conv else {}
+    assert cls(**given).describe() != cls(**{**given, argument: OTHERS[argument]}).describe()
+
+
+def loop_windows(x, size, stride, padding):
+    """Sums over windows of the leading axes, with loops."""
+    rank = len(size)
+    out, before = [], []
+    for n, k, s in zip(x.shape, size, stride, strict=False):
+        if padding == "SAME":
+            outputs = -(-n // s)
+            before.append(max((outputs - 1) * s + k - n, 0) // 2)
+        elif padding == "VALID":
+            outputs = (n - k) // s + 1
+            before.append(0)
+        else:
+            outputs = (n - 1) // s + 1
+            before.append((k - 1) // 2)
+        out.append(outputs)
+    result = np.zeros([*out, *x.shape[rank:]])
+    for o in itertools.product(*map(range, out)):
+        for d in itertools.product(*map(range, size)):
+            p = [a * s - b + c for a, s, b, c in zip(o, stride, before, d, strict=True)]
+            if all(0 <= a < n for a, n in zip(p, x.shape, strict=False)):
+                result[o] += x[tuple(p)]
+    return result
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "FIXED"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("positions", [(7,), (8, 5), (5, 6, 5)])
+def test_convolution_sums_over_the_patch(padding, stride, size, positions, rng):
+    rank = len(positions)
+    x = rng.normal(size=[*positions, 2, 3])
+    state = State(tf.constant(x), tf.constant(x[..., :1]), tf.constant(x[..., :1, :]), tf.float64)
+    layer = Conv(size, stride, padding, var_weight=1.7, var_bias=0.4)
+    result = layer.propagate(state)
+    expected = 1.7 * loop_windows(x, (size,) * rank, (stride,) * rank, padding) + 0.4
+    np.testing.assert_allclose(result.cross, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.var1, expected[..., :1], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.var2, expected[..., :1, :], rtol=1e-12, atol=1e-12)
+    assert layer.output_positions(positions) == expected.shape[:rank]
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("size", "stride"), [((4, 2), (1, 1)), ((3, 5), (2, 3)), ((4, 4), (3, 2))])
+def test_convolution_pads_like_tensorflow(padding, size, stride, rng):
+    x = rng.normal(size=[9, 11, 2, 1])
+    result = Conv(size, stride, padding).propagate(State(None, tf.constant(x), None, tf.float64)).var1
+    maps = tf.nn.conv2d(np.transpose(x, [2, 0, 1, 3]), np.ones([*size, 1, 1]), stride, padding)
+    np.testing.assert_allclose(result, np.transpose(maps, [1, 2, 0, 3]), rtol=1e-12, atol=1e-12)
+
+
+def test_divide_by_patch(rng):
+    state = state_of(rng, (6, 6), 2)
+    divided = Conv((3, 2), var_weight=1.2, var_bias=0.1, divide_by_patch=True).propagate(state).cross
+    np.testing.assert_allclose(divided, Conv((3, 2), var_weight=0.2, var_bias=0.1).propagate(state).cross, rtol=1e-12)
+
+
+def test_dense_is_the_mean_over_positions(rng):
+    state = state_of(rng, (6, 5), 3)
+    np.testing.assert_allclose(
+        Dense(1.5, 0.2).propagate(state).cross, 1.5 * np.mean(state.cross, axis=(0, 1)) + 0.2, rtol=1e-13
+    )
+
+
+def test_sum_adds_and_sequential_composes(rng):
+    state = state_of(rng, (5,), 2)
+    a, b = Conv(3, var_weight=0.7), ExReLU()
+    np.testing.assert_allclose(
+        Sum(a, b, Sequential()).propagate(state).cross,
+        a.propagate(state).cross + b.propagate(state).cross + state.cross,
+        rtol=1e-13,
+    )
+    np.testing.assert_array_equal(Sequential(a, b).propagate(state).cross, b.propagate(a.propagate(state)).cross)
+    assert Sequential().propagate(state) is state
+
+
+@pytest.mark.parametrize("layer", [ExReLU(), ExReLU(0), ExErf(), ExReLU(multiply_by_sqrt2=True), ExReLU(0, True)])
+def test_sqrt2_and_the_function_itself_agree_with_the_expectation(layer: Nonlinearity):
+    """By the mean over a fine grid of quantiles of one Gaussian."""
+    from scipy.stats import norm
+
+    u = norm.ppf((np.arange(200_000) + 0.5) / 200_000) * np.sqrt(1.7)
+    squares = np.mean(np.asarray(layer.apply(tf.constant(u))) ** 2)
+    v = tf.constant(1.7, tf.float64)
+    assert layer.variance(v).numpy() == pytest.approx(squares, rel=1e-3)
+    assert layer.expectation(v, v, v).numpy() == pytest.approx(layer.variance(v).numpy(), rel=1e-8)
+
+
+def test_n_covariances_counts_every_layer():
+    network = Sequential(Conv(3), ExReLU(), Sum(Sequential(), Sequential(Conv(3, 2), ExReLU())), Dense())
+    # A sum of maps of different sizes is refused elsewhere; here it only counts.
+    assert Sequential(*network.layers[:2]).n_covariances((4, 4)) == 32
+    assert network.layers[2].branches[1].n_covariances((4, 4)) == 8
+    assert Dense().n_covariances((4, 4)) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Conv(3, padding="same"), "padding is 'same'; expected one of SAME, VALID, FIXED"),
+        (lambda: Conv(3, var_weight=-1.0), "A variance is -1.0; expected a finite number"),
+        (lambda: Dense(var_bias=float("nan")), "A variance is nan"),
+        (lambda: Dense(var_weight=float("inf")), "A variance is inf"),
+        (lambda: ExReLU(2), r"exponent is 2; expected 1 \(the ReLU\) or 0"),
+        (lambda: Sequential(3), "3 is a int; expected a layer"),
+        (lambda: Sum(), r"Sum\(\) has no branch"),
+        (lambda: Conv((3, 3)).output_positions((5,)), "filter_size is .* on a map with 1 spatial axes"),
+        (lambda: Conv(0).output_positions((5,)), "filter_size is 0 .*at least 1 per axis"),
+        (lambda: Conv(3, 0).output_positions((5,)), "stride is 0 .*at least 1 per axis"),
+        (lambda: Sum(Conv(3), Conv(3, 2)).output_positions((6,)), r"maps of different sizes: \(6,\), \(3,\)"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(make, said):
+    with pytest.raises(UserError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_map_below_one_pixel_is_its_own_error():
+    with pytest.raises(ShrunkMapError, match="a filter of 5 with padding VALID on 4 pixels") as caught:
+        Conv(5, padding="VALID").output_positions((6, 4))
+    assert caught.value.exit_status == 3
+
+
+def test_window_band_is_the_filter():
+    np.testing.assert_array_equal(
+        Window.of(5, 3, 2, "SAME").band(), [[1, 1, 0, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]
+    )

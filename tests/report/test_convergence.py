@@ -1,0 +1,110 @@
+"""Samples of finite networks: resumed, refused, and what is said of them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from cnn_gp import DeepKernel, ExReLU
+from cnn_gp.errors import UserError
+from cnn_gp.report import convergence
+from cnn_gp.report.convergence import Plan, Samples, summary
+from helpers.scripts import refused, script
+
+KERNEL = DeepKernel([1, 5, 5], [3, 3], ExReLU(), 2.0, 0.5)
+X = np.random.default_rng(0).random((4, 25)).astype(np.float32)
+
+
+def plan(**changes):
+    return Plan(**{**{"width": 6, "n_images": 4, "all_images": 30, "draws": 70}, **changes}, **DATA)
+
+
+DATA = {"kernel": KERNEL.describe(), "data_hash": "made"}
+
+
+def test_moments_and_errors_are_those_of_the_networks(tmp_path):
+    samples = Samples(tmp_path / "s.npz", plan())
+    counted: list[int] = []
+    samples.draw(KERNEL, X, counted.append)
+    assert samples.done and sum(counted) == 70 and samples.n_all == 30
+    # The same networks drawn by hand: a batch's seed is its first network's number.
+    f = KERNEL.network.finite(6, [1, 5, 5], draws=30, seed=0)(X).numpy()[:, :, 0].astype(np.float64)
+    rest = KERNEL.network.finite(6, [1, 5, 5], draws=40, seed=30)(X[:1]).numpy()[:, 0, 0]
+    np.testing.assert_allclose(samples.outputs, np.concatenate([f[:, 0], rest]), rtol=1e-5)
+    products = f[:, :, None] * f[:, None, :]
+    np.testing.assert_allclose(samples.covariance, products.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(samples.standard_error, products.std(0) / np.sqrt(29), rtol=1e-6)
+
+
+def test_a_stop_loses_one_batch_and_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(convergence, "_batch", lambda *sizes: 8)
+    whole = Samples(tmp_path / "whole.npz", plan())
+    whole.draw(KERNEL, X, lambda n: None)
+
+    class Stop(Exception):
+        pass
+
+    def stop(n):
+        raise Stop
+
+    # Killed after every batch.
+    for first in (8, 16, 24, 30, 38):
+        samples = Samples(tmp_path / "cut.npz", plan())
+        with pytest.raises(Stop):
+            samples.draw(KERNEL, X, stop)
+        assert len(samples.outputs) == first
+    samples = Samples(tmp_path / "cut.npz", plan())
+    samples.draw(KERNEL, X, lambda n: None)
+    np.testing.assert_array_equal(samples.outputs, whole.outputs)
+    np.testing.assert_array_equal(samples.moments, whole.moments)
+    np.testing.assert_array_equal(samples.squares, whole.squares)
+    # Finished: nothing is drawn again.
+    Samples(tmp_path / "cut.npz", plan()).draw(KERNEL, X, lambda n: pytest.fail("drawn again"))
+
+
+def test_other_samples_and_damage_are_refused(tmp_path):
+    path = tmp_path / "s.npz"
+    Samples(path, plan(draws=30)).draw(KERNEL, X, lambda n: None)
+    with pytest.raises(UserError, match="draws is 30 there, 70 asked for"):
+        Samples(path, plan())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"can't be read .*: delete it"):
+        Samples(path, plan(draws=30))
+
+
+def test_the_summary_by_hand(tmp_path):
+    samples = Samples(tmp_path / "s.npz", plan(n_images=2))
+    samples.outputs = np.array([3.0, -3.0, 3.0, -3.0], np.float32)
+    samples.n_all = 2
+    samples.moments = 2 * np.array([[8.0, 3.0], [3.0, 4.0]])
+    samples.squares = 2 * np.array([[64.0 + 1, 9.0], [9.0, 16.0]])
+    found = summary(samples, np.array([[4.0, 2.0], [2.0, 4.0]]))
+    assert found["variance"] == pytest.approx(9 / 4) and found["variance_standard_error"] == 0
+    assert found["rms_deviation"] == pytest.approx(np.sqrt((1 + 0.25 + 0) / 3))
+    assert found["rms_monte_carlo_error"] == pytest.approx(np.sqrt(1 / 16 / 3))
+    assert found["excess_kurtosis"] == pytest.approx(-2)
+    assert 0.4 < found["ks_distance"] < 0.5
+    samples.outputs = np.array([3.0, 1.0, 3.0, 1.0], np.float32)
+    found = summary(samples, np.eye(2))
+    assert (found["variance"], found["variance_standard_error"]) == (pytest.approx(5), pytest.approx(4 / 3**0.5))
+
+
+def test_the_script(tmp_path):
+    flags = [f"--path={tmp_path}", "--models=resnet_gp", "--widths=3,5", "--draws=30", "--wide_draws=10"]
+    process = script("plot_convergence", *flags, "--n_images=5")
+    assert process.returncode == 0, process.stderr
+    assert "resnet_gp, width 5: second moments off by" in process.stdout
+    ends = (".png", ".svg", ".csv", ".json", "_width_3.npz", "_width_5.npz")
+    assert {path.name for path in tmp_path.iterdir()} == {f"resnet_gp{end}" for end in ends}
+    with open(tmp_path / "resnet_gp.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["width"] for row in rows] == ["3", "5"]
+    assert all(row["networks"] == row["networks_at_all_images"] == "30" for row in rows)
+    record = json.loads((tmp_path / "resnet_gp.json").read_text())
+    assert [f"{of_width['variance']:.6g}" for of_width in record["widths"]] == [row["variance"] for row in rows]
+    assert record["command"].startswith("python scripts/plot_convergence.py") and "--widths=3,5" in record["command"]
+    assert record["versions"]["processor"] and record["dataset"] == "digits"
+    refused(script("plot_convergence", *flags, "--n_images=6"), "holds other samples")
+    refused(script("plot_convergence", f"--path={tmp_path}", "--widths=3,x"), "--widths is 3,x")
+    refused(script("plot_convergence", f"--path={tmp_path}", "--models=random"), "--models has 'random'")

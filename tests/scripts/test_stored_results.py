@@ -1,0 +1,118 @@
+"""What the README and docs say of the results is what results/ holds."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from cnn_gp.evaluation import search_table
+from cnn_gp.evaluation.results import read_all
+from cnn_gp.kernels.architectures import PAPER_ERRORS
+from cnn_gp.kernels.random_search import SEARCH_SEEDS, shrunk_seeds
+from helpers.paths import ROOT
+
+RESULTS = ROOT / "results" / "mnist"
+
+
+def stored(model):
+    return json.loads((RESULTS / f"{model}.json").read_text())
+
+
+def table(text, heading):
+    """The cells of the first table after a heading, by the name in back quotes of each line."""
+    lines = text.split(heading)[1].split("\n\n|")[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {re.search("`(.*?)`", " ".join(row))[1]: row for row in rows}
+
+
+@pytest.mark.parametrize("model", PAPER_ERRORS)
+def test_the_readmes_table_is_what_is_stored(model):
+    row = table((ROOT / "README.md").read_text(), "## The paper, reproduced")[model]
+    result = stored(model)
+    assert row[2:4] == [f"{error:.2f}" for error in PAPER_ERRORS[model]]
+    assert row[4:] == [f"{result[key]:.2f}" for key in ("validation_error", "test_error")]
+    assert (result["N_train"], result["N_vali"], result["N_test"]) == (50_000, 10_000, 10_000)
+    # Within 0.05 of the paper's, the issue of reproducing it.
+    assert abs(result["validation_error"] - PAPER_ERRORS[model][0]) <= 0.05
+    assert abs(result["test_error"] - PAPER_ERRORS[model][1]) <= 0.05
+
+
+@pytest.mark.parametrize("model", PAPER_ERRORS)
+def test_the_tables_of_the_docs_are_what_is_stored(model):
+    text, result = (ROOT / "docs" / "reproduction.md").read_text(), stored(model)
+    scores = result["scores"]["test"]
+    errors = [*PAPER_ERRORS[model], result["validation_error"], result["test_error"]]
+    probabilities = [scores[key] for key in ("negative_log_likelihood", "brier_score", "expected_calibration_error")]
+    row = table(text, "## MNIST, Table 1")[model]
+    assert row[1:] == [f"{error:.2f}" for error in errors] + [f"{score:.4f}" for score in probabilities]
+    points = result["learning_curve"]
+    assert table(text, "Learning curves")[model][1:] == [f"{point['test_error']:.2f}" for point in points]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "convergence").glob("*.json")), ids=lambda path: path.stem)
+def test_the_docs_table_of_convergence_is_what_is_stored(path):
+    lines = (ROOT / "docs" / "reproduction.md").read_text().split("## Convergence")[1].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    first = next(i for i, row in enumerate(cells) if row[0] == f"`{path.stem}`")
+    widths = json.loads(path.read_text())["widths"]
+    assert [row[2:] for row in cells[first : first + 3]] == [
+        [f"{w['variance']:.2f} ({w['variance_standard_error']:.2f})" for w in widths],
+        [f"{w['excess_kurtosis']:.1f}" for w in widths],
+        [f"{w['ks_distance']:.3f}" for w in widths],
+    ]
+
+
+@pytest.mark.parametrize("model", ["convnet_gp", "residual_cnn_gp"])
+def test_the_docs_table_without_sqrt2_is_what_is_stored(model):
+    without = json.loads((ROOT / "results" / "no_sqrt2" / f"{model}_no_sqrt2.json").read_text())
+    with_it = next(point for point in stored(model)["learning_curve"] if point["N_train"] == without["N_train"])
+    # Not the validation errors: with fewer training images, the next ones validate.
+    errors = [r["test_error"] for r in (with_it, without)]
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    assert table(text, "those are other kernels")[model][1:] == [f"{error:.2f}" for error in errors]
+    assert without["hyperparameters"]["nonlinearities"] == ["ReLU"]
+    assert without["hyperparameters"]["var_weights"] == stored(model)["hyperparameters"]["var_weights"]
+
+
+def test_the_random_search_is_whole():
+    folder = ROOT / "results" / "random_search"
+    results = read_all(folder)
+    with open(folder / "random_search.csv") as file:
+        rows = list(csv.DictReader(file))
+    without_kernel = shrunk_seeds((28, 28))
+    assert {int(row["seed"]) for row in rows} == {*SEARCH_SEEDS} - {*without_kernel}
+    assert (len(rows), sum(row["kind"] == "plain" and int(row["seed"]) <= 35 for row in rows)) == (52, 27)
+    assert rows == [{key: str(value) for key, value in row.items()} for row in search_table.rows(results)]
+    assert all((r["N_train"], r["N_vali"], r["N_test"]) == (5000, 2000, 5000) for r in results)
+    lines = (ROOT / "docs" / "reproduction.md").read_text().split("## The random search")[1].splitlines()
+    told = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(("| res", "| pl"))
+    ]
+    of_seed = {row["seed"]: row for row in rows}
+    for kind, seed, layers, _, _, *errors in told:
+        row = of_seed[seed.split(",")[0]]
+        assert [kind, layers, *errors] == [row[c] for c in ("kind", "layers", "validation_error", "test_error")]
+    leaders = [next(row for row in rows if row["kind"] in kinds) for kinds in (("plain", "residual"), ("plain",))]
+    assert [row["seed"] for row in leaders] == ["53", "31"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    errors = (f"{' and '.join(row[c] for row in leaders)} %" for c in ("validation_error", "test_error"))
+    assert all(told in readme for told in errors)
+    # None fails for a numerical reason.
+    assert all(np.isfinite(r["test_error"]) and r["test_error"] < 20 for r in results)
+
+
+def test_every_result_names_what_made_it():
+    for path in (ROOT / "results").rglob("*.json"):
+        result = json.loads(path.read_text())
+        drawn = path.parent.name == "convergence"
+        assert result["command"].startswith(f"python scripts/{'plot_convergence' if drawn else 'classify_gp'}.py")
+        for record in (result["versions"], *result.get("kernel_computed_by", ())):
+            assert re.fullmatch("[0-9a-f]{12}", record["commit"]), (path, record["commit"])
+            assert record["processor"] and record["python"]
+        assert drawn or result["relative_residual"] < 1e-9
+
+
+def test_results_are_small():
+    assert sum(path.stat().st_size for path in (ROOT / "results").rglob("*") if path.is_file()) < 20e6
