@@ -3,31 +3,27 @@
 import contextlib
 from pathlib import Path
 
+import psutil
+
 from .errors import UserError
+
+#: Of this process in a container or a batch job; psutil knows the whole machine only.
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def available() -> int:
     """Bytes that this process can still take without swapping: the machine's, or its control group's if less."""
-    free = [_meminfo()]
-    group = Path("/sys/fs/cgroup")
+    free = [psutil.virtual_memory().available]
+    # There is no control group, or it is without a limit ("max").
     with contextlib.suppress(OSError, ValueError):
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (int((_CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         cache = sum(
             int(line.split()[1])
-            for line in (group / "memory.stat").read_text().splitlines()
+            for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines()
             if line.startswith(("inactive_file ", "active_file "))
         )
-        free.append(int(limit) - int(used) + cache)
+        free.append(limit - used + cache)
     return max(0, min(free))
-
-
-def _meminfo() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        # Not Linux: the system must refuse by itself.
-        return 2**62
 
 
 def check(n_bytes: int, what: str, remedy: str) -> None:

@@ -140,11 +140,6 @@ def test_memory_is_refused_before_it_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 3000)
     with pytest.raises(UserError, match=r"of 23 images needs .* GB of memory .* give --N_train=\d+ or less"):
         solved(run, 23)
-    assert memory.check(10, "It", "") is None
-
-
-def test_there_is_memory():
-    assert 1e8 < memory.available() < 1e14
 
 
 def test_equal_images_are_named(tmp_path):
