@@ -26,7 +26,8 @@ from scipy.linalg import lapack
 from cnn_gp import cli
 from cnn_gp.engines.threads import n_cores
 from cnn_gp.provenance import software
-from cnn_gp.regression.cholesky import BLOCK, LowerBlocks, n_operations
+from cnn_gp.regression.cholesky import factorise, n_operations
+from cnn_gp.regression.lower_triangle import BLOCK, LowerTriangle
 from cnn_gp.regression.solve import read_lower
 
 FLAGS = flags.FLAGS
@@ -57,10 +58,10 @@ def potrf(K: np.ndarray) -> float:
 
 def blocks(K: np.ndarray) -> float:
     """Seconds of the block factorisation of a copy of K."""
-    lower = LowerBlocks(len(K), FLAGS.block)
+    lower = LowerTriangle(len(K), FLAGS.block)
     for first in range(0, len(K), 500):
         lower.fill(first, K[first:, first : first + 500])
-    return seconds(lower.factorise)
+    return seconds(lambda: factorise(lower))
 
 
 def cluster(workdir: str) -> list[tuple[float, float]]:
@@ -75,7 +76,7 @@ def cluster(workdir: str) -> list[tuple[float, float]]:
     options = {"n_workers": FLAGS.workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options) as local, Client(local) as client:
         for _ in range(FLAGS.repeats):
-            here = seconds(lambda: read_lower(run, FLAGS.N).factorise())
+            here = seconds(lambda: factorise(read_lower(run, FLAGS.N)))
             measured.append((here, seconds(lambda: ClusterFactor(client, run, FLAGS.N))))
     return measured
 
@@ -90,7 +91,7 @@ def main() -> None:
     rates = [n_operations(FLAGS.N) / t / 1e9 for t in (lapacks, ours)]
     print(f"N = {FLAGS.N:,}, {n_cores()} cores, blocks of {FLAGS.block:,}")
     print(f"potrf:  {lapacks:.2f} s, {rates[0]:.0f} GFLOP/s, {8e-9 * FLAGS.N**2:.2f} GB")
-    print(f"blocks: {ours:.2f} s, {rates[1]:.0f} GFLOP/s, {LowerBlocks.n_bytes(FLAGS.N, FLAGS.block) / 1e9:.2f} GB")
+    print(f"blocks: {ours:.2f} s, {rates[1]:.0f} GFLOP/s, {LowerTriangle.n_bytes(FLAGS.N, FLAGS.block) / 1e9:.2f} GB")
     print(f"blocks at {100 * lapacks / ours:.0f} % of potrf's speed")
     result = {"N": FLAGS.N, "block": FLAGS.block, "cores": n_cores(), "potrf": lapacks, "blocks": ours}
     if FLAGS.workers:

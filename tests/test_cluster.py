@@ -13,9 +13,9 @@ import pytest
 from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.compute.worker import Job
 from cnn_gp.errors import UserError
-from cnn_gp.regression.cholesky import LowerBlocks
 from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
+from cnn_gp.regression.lower_triangle import LowerTriangle
 from cnn_gp.regression.predict import variances
 from cnn_gp.regression.solve import check_memory, solve, targets
 from cnn_gp.store.run_directory import RunDirectory
@@ -83,8 +83,8 @@ def test_the_ladder_and_the_memory_on_a_cluster(tmp_path, client, monkeypatch):
     with pytest.raises(UserError, match="even at relative jitter"):
         solve(run, targets(make_data().Y, 3), say=said.append, client=client)
     assert len(said) == 9
-    assert check_memory(run, 23, client) == 2 * LowerBlocks.n_bytes(23)
-    monkeypatch.setattr(LowerBlocks, "n_bytes", staticmethod(lambda N: int(1e9) * N**2))
+    assert check_memory(run, 23, client) == 2 * LowerTriangle.n_bytes(23)
+    monkeypatch.setattr(LowerTriangle, "n_bytes", staticmethod(lambda N: int(1e9) * N**2))
     with pytest.raises(UserError, match=r"the cluster's 2 workers have .* GB: give --N_train=\d+ or less, or start"):
         check_memory(run, 23, client)
 

@@ -1,13 +1,13 @@
 """
-The Cholesky factorisation of a large symmetric matrix in half its memory, in float64, by LAPACK and BLAS.
+The Cholesky factorisation of a large symmetric matrix in place, in float64, by LAPACK and BLAS.
 
-The lower triangle is kept as square blocks, each an array of its own in Fortran's order. So every operation is a full
-``potrf``, ``trsm``, ``syrk`` or ``gemm`` in place, nothing is copied, no index comes near 2^31, and the factor of a
-leading part of the matrix is the leading part of the factor. (LAPACK's own half storage, ``pftrf``, is as fast, but its
-integers overflow from N = 46,341 on.)
+    factor = factorise(LowerTriangle.of(K))
+    alpha = factor.solve(Y)
+
+On square blocks every operation is a full ``potrf``, ``trsm``, ``syrk`` or ``gemm``, nothing is copied, and the factor
+of a leading part of the matrix is the leading part of the factor.
 """
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +17,7 @@ import numpy as np
 from scipy.linalg import blas, lapack
 
 from ..errors import UserError
-
-#: Rows and columns of a block: large enough for BLAS to run at full speed.
-BLOCK = 2500
+from .lower_triangle import LowerTriangle
 
 #: Columns of the inverse at a time.
 _COLUMNS = 500
@@ -59,96 +57,65 @@ class Factor(Protocol):
         """Give the memory back, for another factor, and go on from files in a folder that has room for them."""
 
 
-class LowerBlocks:
+def factorise(lower: LowerTriangle, progress: Callable[[int], None] = lambda steps: None) -> "CholeskyFactor":
     """
-    The lower triangle of a symmetric [N, N] matrix in blocks; after :meth:`factorise`, that of its Cholesky factor L.
+    The Cholesky factor, in the place of the matrix: it takes no further memory, and ``lower`` can't be used afterwards.
 
-    :param N: rows and columns.
-    :param block: rows and columns of a block.
+    :param progress: called with the number of block operations done since the last call, of :func:`n_steps` in all.
+    :raises NotPositiveDefinite: the entries are lost then too.
     """
-
-    def __init__(self, N: int, block: int = BLOCK) -> None:
-        self.N = N
-        self.bounds = [(start, min(start + block, N)) for start in range(0, N, block)]
-        self._blocks = [
-            [np.zeros((stop - start, right - left), order="F") for left, right in self.bounds[: i + 1]]
-            for i, (start, stop) in enumerate(self.bounds)
-        ]
-
-    @staticmethod
-    def n_bytes(N: int, block: int = BLOCK) -> int:
-        """The memory that the blocks take: half a matrix, and half of the blocks on the diagonal too much."""
-        return 8 * sum((min(start + block, N) - start) * min(start + block, N) for start in range(0, N, block))
-
-    def fill(self, first: int, columns: np.ndarray) -> None:
-        """
-        Set columns ``first`` to ``first + width`` from row ``first`` on.
-
-        :param columns: [N - first, width] in any dtype, whose top [width, width] is symmetric.
-        """
-        last = first + columns.shape[1]
-        for j, (left, right) in enumerate(self.bounds):
-            a, b = max(first, left), min(last, right)
-            if a >= b:
-                continue
-            for i in range(j, len(self.bounds)):
-                start, stop = self.bounds[i]
-                top = max(start, first)
-                if top < stop:
-                    piece = columns[top - first : stop - first, a - first : b - first]
-                    self._blocks[i][j][top - start :, a - left : b - left] = piece
-
-    def matrix(self) -> np.ndarray:
-        """The whole symmetric matrix [N, N], before the factorisation; for small ones."""
-        whole = np.empty((self.N, self.N))
-        for (start, stop), row in zip(self.bounds, self._blocks, strict=True):
-            for (left, right), block in zip(self.bounds, row, strict=False):
-                whole[start:stop, left:right] = block
-        return np.tril(whole) + np.tril(whole, -1).T
-
-    def diagonal(self) -> np.ndarray:
-        """[N], a copy."""
-        return np.concatenate([np.diagonal(row[-1]) for row in self._blocks])
-
-    def add_to_diagonal(self, value: float) -> None:
-        """Before the factorisation."""
-        for row in self._blocks:
-            index = np.arange(len(row[-1]))
-            row[-1][index, index] += value
-
-    @property
-    def n_steps(self) -> int:
-        """How often :meth:`factorise` reports progress."""
-        n = len(self.bounds)
-        return n * (n + 1) * (n + 2) // 6
-
-    def factorise(self, progress: Callable[[int], None] = lambda steps: None) -> None:
-        """
-        Replace the matrix by its factor.
-
-        :param progress: called with the number of block operations done since the last call.
-        :raises NotPositiveDefinite: the contents are lost then.
-        """
-        n = len(self.bounds)
-        for j in range(n):
-            factor, info = lapack.dpotrf(self._blocks[j][j], lower=1, clean=0, overwrite_a=1)
-            if info > 0:
-                raise NotPositiveDefinite(self.bounds[j][0] + info)
-            self._in_place(j, j, factor)
+    bounds, blocks = lower.bounds, lower.release()
+    n = len(bounds)
+    for j in range(n):
+        factor, info = lapack.dpotrf(blocks[j][j], lower=1, clean=0, overwrite_a=1)
+        if info > 0:
+            raise NotPositiveDefinite(bounds[j][0] + info)
+        _check_in_place(factor, blocks[j][j])
+        progress(1)
+        for i in range(j + 1, n):
+            below = blas.dtrsm(1.0, factor, blocks[i][j], side=1, lower=1, trans_a=1, overwrite_b=1)
+            _check_in_place(below, blocks[i][j])
             progress(1)
-            for i in range(j + 1, n):
-                below = blas.dtrsm(1.0, factor, self._blocks[i][j], side=1, lower=1, trans_a=1, overwrite_b=1)
-                self._in_place(i, j, below)
+        for k in range(j + 1, n):
+            right = blocks[k][j]
+            square = blas.dsyrk(-1.0, right, beta=1.0, c=blocks[k][k], lower=1, overwrite_c=1)
+            _check_in_place(square, blocks[k][k])
+            progress(1)
+            for i in range(k + 1, n):
+                product = blas.dgemm(-1.0, blocks[i][j], right, beta=1.0, c=blocks[i][k], trans_b=1, overwrite_c=1)
+                _check_in_place(product, blocks[i][k])
                 progress(1)
-            for k in range(j + 1, n):
-                right = self._blocks[k][j]
-                self._in_place(k, k, blas.dsyrk(-1.0, right, beta=1.0, c=self._blocks[k][k], lower=1, overwrite_c=1))
-                progress(1)
-                for i in range(k + 1, n):
-                    below = self._blocks[i][j]
-                    product = blas.dgemm(-1.0, below, right, beta=1.0, c=self._blocks[i][k], trans_b=1, overwrite_c=1)
-                    self._in_place(i, k, product)
-                    progress(1)
+    return CholeskyFactor(bounds, blocks)
+
+
+def _check_in_place(result: np.ndarray, block: np.ndarray) -> None:
+    # SciPy copies, silently, what isn't as BLAS wants it.
+    assert result.ctypes.data == block.ctypes.data
+
+
+def n_steps(lower: LowerTriangle) -> int:
+    """Block operations of :func:`factorise`."""
+    n = len(lower.bounds)
+    return n * (n + 1) * (n + 2) // 6
+
+
+def n_operations(N: int) -> float:
+    """Floating-point operations of a Cholesky factorisation."""
+    return N**3 / 3
+
+
+class CholeskyFactor:
+    """
+    The lower triangular L with L L^T a symmetric positive definite matrix [N, N], which :func:`factorise` makes.
+
+    :param bounds: first and last + 1 row of its blocks.
+    :param blocks: ``blocks[i][j]``, j <= i; of those on the diagonal the lower triangle counts.
+    """
+
+    def __init__(self, bounds: list[tuple[int, int]], blocks: list[list[np.ndarray]]) -> None:
+        self.N = bounds[-1][1]
+        self.bounds = bounds
+        self._blocks = blocks
 
     def make_room(self, folder: Path) -> None:
         """
@@ -165,22 +132,20 @@ class LowerBlocks:
                         file.flush()
                         row[j] = np.memmap(file, np.float64, "r", offset, block.shape, "F")
         except OSError as error:
+            n_bytes = sum(block.nbytes for row in self._blocks for block in row)
             raise UserError(
-                f"The factor can't be put aside in {folder} ({error}): free {self.n_bytes(self.N) / 1e9:.1f} GB there, "
+                f"The factor can't be put aside in {folder} ({error}): free {n_bytes / 1e9:.1f} GB there, "
                 "or give one --noise at a time."
             ) from error
 
-    def _in_place(self, i: int, j: int, result: np.ndarray) -> None:
-        # SciPy copies, silently, what isn't as BLAS wants it.
-        assert result.ctypes.data == self._blocks[i][j].ctypes.data
-
     def log_determinant(self, n: int | None = None) -> float:
-        """Of the matrix, or its leading n rows and columns, from the factor."""
-        return 2 * float(np.log(self.diagonal()[:n]).sum())
+        """Of the matrix, or its leading n rows and columns."""
+        diagonal = np.concatenate([np.diagonal(row[-1]) for row in self._blocks])
+        return 2 * float(np.log(diagonal[:n]).sum())
 
     def forward(self, B: np.ndarray, n: int | None = None, first: int = 0) -> np.ndarray:
         """
-        L^-1 B with the factor, for B [N, m]; with ``n`` that of the leading n rows and columns, for B [n, m].
+        L^-1 B, for B [N, m]; with ``n`` that of the leading n rows and columns, for B [n, m].
 
         :param first: rows of B before this one are 0, a block's first row; they are skipped.
         """
@@ -191,7 +156,7 @@ class LowerBlocks:
                 continue
             X[j] = self._triangular(j, X[j], transposed=False)
             for i, _ in leading[j + 1 :]:
-                X[i] = blas.dgemm(-1.0, self._block(i, j, X), X[j], beta=1.0, c=X[i], overwrite_c=1)
+                X[i] = blas.dgemm(-1.0, self._leading_block(i, j, X), X[j], beta=1.0, c=X[i], overwrite_c=1)
         return np.concatenate(X)
 
     def backward(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
@@ -200,12 +165,12 @@ class LowerBlocks:
         X = self._right_sides(B, n)
         for j, _ in reversed(leading):
             for i, _ in leading[j + 1 :]:
-                X[j] = blas.dgemm(-1.0, self._block(i, j, X), X[i], beta=1.0, c=X[j], trans_a=1, overwrite_c=1)
+                X[j] = blas.dgemm(-1.0, self._leading_block(i, j, X), X[i], beta=1.0, c=X[j], trans_a=1, overwrite_c=1)
             X[j] = self._triangular(j, X[j], transposed=True)
         return np.concatenate(X)
 
     def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
-        """The matrix's (or its leading n rows' and columns') inverse times B, with the factor."""
+        """The matrix's (or its leading n rows' and columns') inverse times B [n, m]."""
         return self.backward(self.forward(B, n), n)
 
     def times(self, B: np.ndarray) -> np.ndarray:
@@ -215,14 +180,11 @@ class LowerBlocks:
             upper = np.zeros_like(B[left:right])
             for i, (start, stop) in self._leading(None):
                 if i >= j:
-                    upper += self._lower(i, j).T @ B[start:stop]
+                    upper += self._tril(i, j).T @ B[start:stop]
             for i, (start, stop) in self._leading(None):
                 if i >= j:
-                    product[start:stop] += self._lower(i, j) @ upper
+                    product[start:stop] += self._tril(i, j) @ upper
         return product
-
-    def _lower(self, i: int, j: int) -> np.ndarray:
-        return np.tril(self._blocks[i][j]) if i == j else self._blocks[i][j]
 
     def inverse_diagonal(self, progress: Callable[[int], None] = lambda steps: None) -> np.ndarray:
         """
@@ -242,7 +204,10 @@ class LowerBlocks:
             progress(1)
         return result
 
-    def _block(self, i: int, j: int, X: list[np.ndarray]) -> np.ndarray:
+    def _tril(self, i: int, j: int) -> np.ndarray:
+        return np.tril(self._blocks[i][j]) if i == j else self._blocks[i][j]
+
+    def _leading_block(self, i: int, j: int, X: list[np.ndarray]) -> np.ndarray:
         """The factor's block, of which the last one may be cut to a leading part."""
         return self._blocks[i][j][: len(X[i]), : len(X[j])]
 
@@ -262,16 +227,3 @@ class LowerBlocks:
         if len(B) != expected:
             raise ValueError(f"The right side has {len(B)} rows; expected {expected}.")
         return [np.array(B[start:stop], np.float64, order="F") for _, (start, stop) in self._leading(n)]
-
-
-def n_operations(N: int) -> float:
-    """Floating-point operations of a Cholesky factorisation."""
-    return N**3 / 3
-
-
-def largest(n_bytes: float) -> int:
-    """The largest N whose blocks fit in so many bytes."""
-    N = int(math.sqrt(n_bytes / 4))
-    while N > 0 and LowerBlocks.n_bytes(N) > n_bytes:
-        N -= max(1, N // 1000)
-    return N

@@ -29,7 +29,7 @@ class ClusterFactor:
     """
     The Cholesky factor L of the leading [N, N] of a run's Gram matrix, in the memory of a cluster's workers.
 
-    It has :class:`~cnn_gp.regression.cholesky.LowerBlocks`' methods for a factorised matrix, on arrays of the client.
+    It is a :class:`~cnn_gp.regression.cholesky.Factor`, whose methods take and return arrays of the client.
 
     :param added: to the diagonal.
     :param chunk: rows and columns of a chunk; by default the multiple of the run's ``n_max`` next to :data:`CHUNK`.

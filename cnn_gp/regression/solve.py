@@ -19,7 +19,8 @@ from .. import memory
 from ..errors import UserError
 from ..progress import Progress
 from ..store.run_directory import RunDirectory
-from .cholesky import Factor, LowerBlocks, NotPositiveDefinite, largest
+from .cholesky import Factor, NotPositiveDefinite, factorise, n_steps
+from .lower_triangle import LowerTriangle, largest
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -89,7 +90,7 @@ def targets(labels: np.ndarray, n_classes: int) -> np.ndarray:
 
 def n_bytes(N: int, n_max: int, n_stored: int) -> int:
     """The memory that solving takes: the blocks, and a row of tiles with its copy in float64."""
-    return LowerBlocks.n_bytes(N) + 20 * n_max * n_stored
+    return LowerTriangle.n_bytes(N) + 20 * n_max * n_stored
 
 
 def has_memory(run: RunDirectory, N: int) -> bool:
@@ -106,7 +107,7 @@ def check_memory(run: RunDirectory, N: int, client: "Client | None" = None) -> i
     """
     if client is not None:
         # Each block below the diagonal and, for a while, its transpose.
-        needed = 2 * LowerBlocks.n_bytes(N)
+        needed = 2 * LowerTriangle.n_bytes(N)
         limits = [worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
         if all(limits) and needed > sum(limits):
             raise UserError(
@@ -117,7 +118,7 @@ def check_memory(run: RunDirectory, N: int, client: "Client | None" = None) -> i
         return needed
     description = run.description()
     needed = n_bytes(N, description.n_max, description.N_train)
-    rest = memory.available() - (needed - LowerBlocks.n_bytes(N))
+    rest = memory.available() - (needed - LowerTriangle.n_bytes(N))
     memory.check(
         needed,
         f"The Gram matrix of {N:,} images",
@@ -126,9 +127,9 @@ def check_memory(run: RunDirectory, N: int, client: "Client | None" = None) -> i
     return needed
 
 
-def read_lower(run: RunDirectory, N: int) -> LowerBlocks:
+def read_lower(run: RunDirectory, N: int) -> LowerTriangle:
     """The leading N rows and columns of the run's Gram matrix, float64."""
-    lower = LowerBlocks(N)
+    lower = LowerTriangle(N)
     rows = [row for row in run.description().tiling.rows("Kxx") if row.start < N]
     with Progress(len(rows), "rows of tiles read") as progress:
         for row, entries in run.read_rows("Kxx"):
@@ -220,9 +221,8 @@ def _factor(run: RunDirectory, N: int, added: float, times: dict[str, float], cl
     with _timed(times, "read"):
         lower = read_lower(run, N)
         lower.add_to_diagonal(added)
-    with _timed(times, "factorise"), Progress(lower.n_steps, "blocks factorised") as progress:
-        lower.factorise(progress)
-    return lower
+    with _timed(times, "factorise"), Progress(n_steps(lower), "blocks factorised") as progress:
+        return factorise(lower, progress)
 
 
 def gram_times(run: RunDirectory, alpha: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from cnn_gp import memory
 from cnn_gp.errors import UserError
 from cnn_gp.regression import solve
+from cnn_gp.regression.cholesky import CholeskyFactor
 from cnn_gp.regression.learning_curve import Point, default_sizes, learning_curve, to_csv
 from cnn_gp.regression.leave_one_out import leave_one_out
 from cnn_gp.regression.predict import error_percent, predict, variances
@@ -72,7 +73,7 @@ def test_leave_one_out_equals_refits(tmp_path):
 
 @pytest.mark.parametrize("block", [4, 100])
 def test_the_learning_curve_equals_separate_solves(tmp_path, block, monkeypatch):
-    monkeypatch.setattr("cnn_gp.regression.cholesky.LowerBlocks.__init__.__defaults__", (block,))
+    monkeypatch.setattr("cnn_gp.regression.lower_triangle.LowerTriangle.__init__.__defaults__", (block,))
     data = make_data()
     run = complete(tmp_path, data)
     Y, solution = solved(run, 23, noise=NOISE)
@@ -127,8 +128,8 @@ def test_a_large_residual_is_refined(tmp_path, monkeypatch):
     _, exact = solved(run, 23, noise=NOISE)
     assert exact.refinements == 0 and exact.relative_residual < 1e-12
     # A solver of three digits.
-    real = solve.LowerBlocks.solve
-    monkeypatch.setattr(solve.LowerBlocks, "solve", lambda self, B, n=None: real(self, B, n) * (1 + 1e-3))
+    real = CholeskyFactor.solve
+    monkeypatch.setattr(CholeskyFactor, "solve", lambda self, B, n=None: real(self, B, n) * (1 + 1e-3))
     _, refined = solved(run, 23, noise=NOISE)
     assert 1 <= refined.refinements <= 3 and refined.relative_residual < 1e-9
     np.testing.assert_allclose(refined.alpha, exact.alpha, rtol=1e-6)
