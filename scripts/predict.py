@@ -43,7 +43,7 @@ def main() -> None:
     description = run.description()
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)
     alpha = files.read_arrays()["alpha"]
-    training = run.images()["Kxx"][: len(alpha)]
+    training = run.images()["X"][: len(alpha)]
     X = _images(Path(FLAGS.images), tuple(description.image_shape)).astype(training.dtype)
     with cli.without_startup_messages():
         from cnn_gp.engines.gram import gram

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..provenance import software
-from ..store.run_directory import NonFiniteError, RunDirectory
+from ..store.run_directory import ROW_IMAGES, NonFiniteError, RunDirectory
 from ..store.tiling import BlockRow, Part
 from .claims import HEARTBEAT, TIMEOUT, Claims
 
@@ -116,7 +116,7 @@ class Worker:
             if progress is not None:
                 progress(entries)
 
-        X, training = self._images[row.matrix][row.start : row.stop], self._images["Kxx"]
+        X, training = self._images[ROW_IMAGES[row.matrix]][row.start : row.stop], self._images["X"]
         if row.matrix != "Kxx":
             return engine.matrix(X, training, tick), engine.diag(X)
         square = engine.matrix(X, progress=tick)
@@ -129,7 +129,7 @@ class Worker:
         try:
             write(*arguments)
         except NonFiniteError as error:
-            x, x2 = self._images[error.matrix][error.row], self._images["Kxx"][error.column]
+            x, x2 = self._images[ROW_IMAGES[error.matrix]][error.row], self._images["X"][error.column]
             assert self._engine is not None
             layer = self._engine.first_non_finite(x, x2)
             raise NonFiniteError(error.matrix, error.row, error.column, f", first in {layer}") from error

@@ -68,9 +68,9 @@ def variances(run: RunDirectory, solution: Solution, N_vali: int, N_test: int) -
     N = len(solution.alpha)
     n_stored = run.description().N_train
     n_cut_off = min(n_stored - N, N_vali)
-    cut_off = run.read_variances("Kxx")[N : N + n_cut_off]
-    vali = np.concatenate([cut_off, run.read_variances("Kxvx")[: N_vali - n_cut_off]]).astype(np.float64)
-    test = run.read_variances("Kxtx")[:N_test].astype(np.float64)
+    cut_off = run.read_diagonal("Kxx")[N : N + n_cut_off]
+    vali = np.concatenate([cut_off, run.read_diagonal("Kxvx")[: N_vali - n_cut_off]]).astype(np.float64)
+    test = run.read_diagonal("Kxtx")[:N_test].astype(np.float64)
     with Progress(N_vali + N_test, "variances") as progress:
         for start, block in _cut_off_blocks(run, N, n_cut_off):
             vali[start : start + len(block)] -= _explained(solution, block)

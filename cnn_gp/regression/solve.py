@@ -162,7 +162,7 @@ def solve(
     :raises UserError: where the largest jitter fails too, or the memory doesn't suffice.
     """
     N, _ = Y.shape
-    scale = float(run.read_variances("Kxx")[:N].mean(dtype=np.float64))
+    scale = float(run.read_diagonal("Kxx")[:N].mean(dtype=np.float64))
     times = dict.fromkeys(("read", "factorise", "solve", "spectrum"), 0.0)
     for attempt in [jitter, *(j for j in JITTER_LADDER if j > jitter)]:
         try:
@@ -262,7 +262,7 @@ def extreme_eigenvalues(factor: Factor) -> tuple[float, float]:
 def _said_of_duplicates(run: RunDirectory, order: int) -> str:
     """A sentence that names equal training images, of which the last is the one at which it failed or before."""
     try:
-        images = run.images()["Kxx"][:order]
+        images = run.images()["X"][:order]
     except UserError:
         return ""
     first: dict[bytes, int] = {}

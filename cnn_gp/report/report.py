@@ -128,7 +128,7 @@ def _test_images(workdir: Path, name: str) -> np.ndarray | None:
     run = RunDirectory(workdir, name)
     try:
         shape = tuple(run.description().image_shape)
-        X = run.images()["Kxtx"]
+        X = run.images()["Xt"]
     except UserError:
         return None
     if len(shape) != 3 or shape[0] not in (1, 3):

@@ -35,6 +35,9 @@ from .atomic import write_atomically
 from .description import Description, differences
 from .tiling import MATRICES, BlockRow, Part
 
+#: The images of each matrix's rows, of :meth:`RunDirectory.images`.
+ROW_IMAGES = {"Kxx": "X", "Kxvx": "Xv", "Kxtx": "Xt"}
+
 _VARIANCES = {"Kxx": "Kx_diag", "Kxvx": "Kv_diag", "Kxtx": "Kt_diag"}
 
 
@@ -141,11 +144,10 @@ class RunDirectory:
             return None
 
     def images(self) -> dict[str, np.ndarray]:
-        """The images of the rows of each matrix, in the run's precision: "Kxx" [N_train, D], "Kxvx", "Kxtx"."""
-        names = zip(MATRICES, ("X", "Xv", "Xt"), strict=True)
+        """The images "X" [N_train, D], "Xv" [N_vali, D] and "Xt" [N_test, D], in the run's precision."""
         try:
             with h5py.File(self._images_path, "r") as file:
-                return {matrix: file[name][()].astype(self.description().float_type) for matrix, name in names}
+                return {name: file[name][()].astype(self.description().float_type) for name in ("X", "Xv", "Xt")}
         except (OSError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"{self._images_path} can't be read ({' '.join(str(error).split())}): delete {self.folder} and compute "
@@ -286,8 +288,8 @@ class RunDirectory:
                 block[top - start : bottom - start, first - left :] = there
         return np.triu(block) + np.triu(block, 1).T if left == start else block
 
-    def read_variances(self, matrix: str) -> np.ndarray:
-        """The kernel's diagonal at the images of a matrix's rows: of Kxx the training images."""
+    def read_diagonal(self, matrix: str) -> np.ndarray:
+        """The kernel's diagonal K(x, x) at the images of a matrix's rows: of Kxx the training images."""
         return np.concatenate([self._read(part, f"{row.start}/variances") for part, row in self._rows(matrix)])
 
     def provenance(self, parts: Sequence[Part] | None = None) -> list[dict[str, Any]]:

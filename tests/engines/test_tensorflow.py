@@ -60,7 +60,7 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
         run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
         compute_run(Job(str(tmp_path), run.name, lambda device: engine))
         K = read_lower(run, 210).matrix()
-        np.testing.assert_array_equal(np.diag(K), run.read_variances("Kxx"))
+        np.testing.assert_array_equal(np.diag(K), run.read_diagonal("Kxx"))
         np.testing.assert_array_equal(K, K.T)
         matrices.append((K, np.concatenate([entries for _, entries in run.read_rows("Kxtx")])))
     for K, cross in matrices[1:]:

@@ -63,7 +63,7 @@ def test_rows_read_back_are_the_engines(tmp_path):
     for matrix, variances in (("Kxx", "Kx_diag"), ("Kxvx", "Kv_diag"), ("Kxtx", "Kt_diag")):
         for row, entries in run.read_rows(matrix):
             np.testing.assert_array_equal(entries, expected[matrix][row.start : row.stop, row.first_column :])
-        np.testing.assert_array_equal(run.read_variances(matrix), expected[variances])
+        np.testing.assert_array_equal(run.read_diagonal(matrix), expected[variances])
 
 
 def test_resuming_computes_only_what_is_missing(tmp_path):
@@ -259,7 +259,7 @@ def test_a_run_whose_parts_were_deleted_can_be_computed_again(tmp_path):
     complete(tmp_path, data).delete_parts()
     run = complete(tmp_path, data)
     run.check_complete()
-    np.testing.assert_array_equal(run.read_variances("Kxx"), whole(data)["Kx_diag"])
+    np.testing.assert_array_equal(run.read_diagonal("Kxx"), whole(data)["Kx_diag"])
 
 
 def test_the_fingerprint_depends_on_every_field():
