@@ -27,8 +27,8 @@ from cnn_gp import cli
 from cnn_gp.engines.threads import n_cores
 from cnn_gp.provenance import software
 from cnn_gp.regression.cholesky import factorise, n_operations
-from cnn_gp.regression.lower_triangle import BLOCK, LowerTriangle
-from cnn_gp.regression.solve import read_lower
+from cnn_gp.regression.lower_triangle import BLOCK, LowerTriangle, assemble
+from cnn_gp.store.stored_matrix import StoredGram
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("N", 12_000, "Rows and columns.")
@@ -70,14 +70,14 @@ def cluster(workdir: str) -> list[tuple[float, float]]:
 
     from cnn_gp.regression.dask_cholesky import ClusterFactor
 
-    run = made_run(workdir, FLAGS.N, 1, 1)
+    gram = StoredGram(made_run(workdir, FLAGS.N, 1, 1))
     measured = []
     logging.getLogger("distributed").setLevel(logging.WARNING)
     options = {"n_workers": FLAGS.workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options) as local, Client(local) as client:
         for _ in range(FLAGS.repeats):
-            here = seconds(lambda: factorise(read_lower(run, FLAGS.N)))
-            measured.append((here, seconds(lambda: ClusterFactor(client, run, FLAGS.N))))
+            here = seconds(lambda: factorise(assemble(gram, FLAGS.N)))
+            measured.append((here, seconds(lambda: ClusterFactor(client, gram, FLAGS.N))))
     return measured
 
 

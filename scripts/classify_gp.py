@@ -22,9 +22,10 @@ from cnn_gp.evaluation.results import ResultFiles, table
 from cnn_gp.kernels.architectures import MODELS, run_name
 from cnn_gp.regression import spectrum
 from cnn_gp.regression.learning_curve import default_sizes
-from cnn_gp.regression.solve import check_memory
+from cnn_gp.regression.memory_needs import check_memory
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.store.stored_matrix import StoredGram
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
 RESIDUAL_WARNING = 1e-6
@@ -69,7 +70,7 @@ def main() -> None:
         run.check_complete()
         run.check_data()
         client = None if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder)[0]
-        needed = check_memory(run, request.N_train, client)
+        needed = check_memory(StoredGram(run), request.N_train, client)
         where = "of memory" if client is None else "of the cluster's memory"
         print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
         if request.spectrum:

@@ -16,9 +16,11 @@ from cnn_gp.errors import UserError
 from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
 from cnn_gp.regression.lower_triangle import LowerTriangle
-from cnn_gp.regression.predict import variances
-from cnn_gp.regression.solve import check_memory, solve, targets
+from cnn_gp.regression.memory_needs import check_memory
+from cnn_gp.regression.predict import ValidationKernel, posterior_variances
+from cnn_gp.regression.solve import solve, targets
 from cnn_gp.store.run_directory import RunDirectory
+from helpers.matrices import in_memory, stored
 from helpers.paths import TESTS
 from helpers.small_runs import NumpyEngine, begin, complete, make_data
 from helpers.workers import SIZES, SlowEngine, datasets_of
@@ -50,12 +52,14 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
 
 
 @pytest.mark.parametrize("N", [23, 13])
-def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, monkeypatch):
+@pytest.mark.parametrize("from_arrays", [False, True])
+def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, from_arrays, monkeypatch):
     monkeypatch.setattr("cnn_gp.regression.dask_cholesky.CHUNK", 6)
     data = make_data()
     run = complete(tmp_path, data, n_max=3)
+    Kxx, Kxvx, Kxtx = in_memory(run, 3) if from_arrays else stored(run)
     Y = targets(data.Y[:N], 3)
-    here, there = solve(run, Y, noise=1e-2), solve(run, Y, noise=1e-2, client=client)
+    here, there = solve(Kxx, Y, noise=1e-2), solve(Kxx, Y, noise=1e-2, client=client)
     assert isinstance(there.factor, ClusterFactor) and len(there.factor.bounds) == -(-N // 6)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
     close(there.alpha, here.alpha)
@@ -63,10 +67,10 @@ def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, monkeyp
     close(there.log_marginal_likelihoods, here.log_marginal_likelihoods)
     close(there.extreme_eigenvalues, here.extreme_eigenvalues, rtol=1e-6)
     assert there.relative_residual < 1e-12
-    for one, other in zip(variances(run, there, 5, 7), variances(run, here, 5, 7), strict=True):
-        close(one, other)
+    for kernel, n in ((ValidationKernel(Kxx, Kxvx, N), 5), (Kxtx, 7)):
+        close(posterior_variances(kernel, there, n), posterior_variances(kernel, here, n))
     close(leave_one_out(there, Y).variances, leave_one_out(here, Y).variances)
-    curves = [learning_curve(run, solution, Y, [4, 6, 8, N], 7) for solution in (there, here)]
+    curves = [learning_curve(s, Y, [4, 6, 8, N], (Kxvx, data.Yv), (Kxtx, data.Yt)) for s in (there, here)]
     for one, other in zip(*curves, strict=True):
         close(dataclasses.astuple(one), dataclasses.astuple(other))
     with pytest.raises(ValueError, match=f"has 2 rows; expected {N}"):
@@ -81,12 +85,12 @@ def test_the_ladder_and_the_memory_on_a_cluster(tmp_path, client, monkeypatch):
     said: list[str] = []
     run = complete(tmp_path, make_data(), Indefinite())
     with pytest.raises(UserError, match="even at relative jitter"):
-        solve(run, targets(make_data().Y, 3), say=said.append, client=client)
+        solve(stored(run)[0], targets(make_data().Y, 3), say=said.append, client=client)
     assert len(said) == 9
-    assert check_memory(run, 23, client) == 2 * LowerTriangle.n_bytes(23)
+    assert check_memory(stored(run)[0], 23, client) == 2 * LowerTriangle.n_bytes(23)
     monkeypatch.setattr(LowerTriangle, "n_bytes", staticmethod(lambda N: int(1e9) * N**2))
     with pytest.raises(UserError, match=r"the cluster's 2 workers have .* GB: give --N_train=\d+ or less, or start"):
-        check_memory(run, 23, client)
+        check_memory(stored(run)[0], 23, client)
 
 
 def test_a_damaged_part_is_named_by_the_clusters_workers(tmp_path, client):
@@ -94,7 +98,7 @@ def test_a_damaged_part_is_named_by_the_clusters_workers(tmp_path, client):
     path = sorted(run.folder.glob("Kxx_*.h5"))[1]
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=f"{path.name} can't be read"):
-        solve(run, targets(make_data().Y, 3), client=client)
+        solve(stored(run)[0], targets(make_data().Y, 3), client=client)
 
 
 def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):

@@ -12,12 +12,22 @@ from ..progress import duration
 from ..provenance import software
 from ..regression import spectrum
 from ..regression.cholesky import n_operations
+from ..regression.gram_matrix import KernelMatrix
 from ..regression.learning_curve import learning_curve, to_csv
 from ..regression.leave_one_out import leave_one_out
-from ..regression.predict import Predictions, error_percent, predict, validation_labels, variances
+from ..regression.memory_needs import has_memory
+from ..regression.predict import (
+    Predictions,
+    ValidationKernel,
+    error_percent,
+    posterior_variances,
+    predict,
+    validation_labels,
+)
 from ..regression.predict import n_operations as n_operations_of_variances
-from ..regression.solve import Solution, has_memory, solve, targets
+from ..regression.solve import Solution, solve, targets
 from ..store.run_directory import RunDirectory
+from ..store.stored_matrix import StoredGram, StoredKernel
 from .metrics import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
 from .results import ResultFiles, hyperparameters
 
@@ -128,7 +138,7 @@ def _diagnostics(solution: Solution, Y: np.ndarray) -> dict[str, Any]:
     return {
         "jitter": solution.jitter,
         "noise": solution.noise,
-        "mean_diagonal": solution.scale,
+        "mean_diagonal": solution.mean_diagonal,
         "output_scale": s,
         "relative_residual": solution.relative_residual,
         "refinements": solution.refinements,
@@ -167,19 +177,26 @@ def _add_extras(
     """What is asked for besides errors, into ``result`` and ``arrays``."""
     s = result["output_scale"]
     if request.curve_sizes:
-        points = learning_curve(run, solution, Y, request.curve_sizes, request.N_test)
+        labels = run.labels()
+        validation = StoredKernel(run, "Kxvx"), labels["Yv"]
+        test = StoredKernel(run, "Kxtx"), labels["Yt"][: request.N_test]
+        points = learning_curve(solution, Y, request.curve_sizes, validation, test)
         files.write_extra("learning_curve.csv", to_csv(points).encode())
         result["learning_curve"] = [vars(point) for point in points]
     if request.variances:
         n_images = request.N_vali + request.N_test
         ratio = n_operations_of_variances(len(Y), n_images) / n_operations(len(Y))
-        say(f"Variances of {n_images:,} images: about {duration(ratio * solution.times['factorise'])}.")
-        found = dict(zip(("vali", "test"), variances(run, solution, request.N_vali, request.N_test), strict=True))
+        say(f"Posterior variances of {n_images:,} images: about {duration(ratio * solution.times['factorise'])}.")
         result["scores"] = {}
-        for name in ("vali", "test"):
-            log_p = log_probabilities(arrays[name], s * found[name])
+        kernels: dict[str, KernelMatrix] = {
+            "vali": ValidationKernel(StoredGram(run), StoredKernel(run, "Kxvx"), len(Y)),
+            "test": StoredKernel(run, "Kxtx"),
+        }
+        for name, kernel in kernels.items():
+            found = posterior_variances(kernel, solution, len(arrays[name]))
+            log_p = log_probabilities(arrays[name], s * found)
             result["scores"][name] = scores(log_p, arrays[f"labels_{name}"])
-            arrays.update({f"variances_{name}": found[name], f"log_probabilities_{name}": log_p})
+            arrays.update({f"variances_{name}": found, f"log_probabilities_{name}": log_p})
     if request.leave_one_out:
         left_out = leave_one_out(solution, Y)
         result["leave_one_out"] = {
@@ -189,7 +206,7 @@ def _add_extras(
     if request.spectrum:
         # Last, so that the factor needn't be there beside it.
         del solution.factor
-        arrays["eigenvalues"] = spectrum.eigenvalues(run, len(Y))
+        arrays["eigenvalues"] = spectrum.eigenvalues(StoredGram(run), len(Y))
 
 
 def _best(
@@ -201,15 +218,16 @@ def _best(
     client: "Client | None",
 ) -> tuple[Solution, Predictions, list[dict[str, float]]]:
     """The solution and means of the noise with the smallest validation error, the first of them; and all errors."""
+    Kxx, Kxvx, Kxtx = StoredGram(run), StoredKernel(run, "Kxvx"), StoredKernel(run, "Kxtx")
     best: tuple[Solution, Predictions] | None = None
     tried: list[dict[str, float]] = []
     for noise in request.noises:
-        if best is not None and not has_memory(run, len(Y)):
+        if best is not None and not has_memory(Kxx, len(Y)):
             # For two factors, that is.
             best[0].factor.make_room(run.folder)
-        solution = solve(run, Y, request.jitter, noise, say=say, client=client)
+        solution = solve(Kxx, Y, request.jitter, noise, say, client, images=lambda: run.images()["X"])
         start = time.perf_counter()
-        means = predict(run, solution, len(vali_labels), request.N_test)
+        means = predict(solution, Kxvx, Kxtx, len(vali_labels), request.N_test)
         solution.times["predict"] = time.perf_counter() - start
         error = error_percent(means.vali, vali_labels)
         if best is None or error < min(t["validation_error"] for t in tried):

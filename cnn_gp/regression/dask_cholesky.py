@@ -1,8 +1,8 @@
 """
 The Cholesky factorisation past one machine's memory: :mod:`dask.array.linalg` on a cluster, straight from the tiles.
 
-A chunk of the matrix is some whole tiles on a side. Workers read the chunks that they need from the run's directory, so
-neither the matrix nor its factor passes through the client.
+A chunk of the matrix is some whole tiles on a side. Workers read the chunks that they need by themselves, so neither a
+stored matrix nor its factor passes through the client.
 """
 
 import functools
@@ -15,8 +15,8 @@ import numpy as np
 from distributed import as_completed, futures_of
 
 from ..progress import Progress
-from ..store.run_directory import RunDirectory
 from .cholesky import NotPositiveDefinite
+from .gram_matrix import GramMatrix
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -27,23 +27,22 @@ CHUNK = 2500
 
 class ClusterFactor:
     """
-    The Cholesky factor L of the leading [N, N] of a run's Gram matrix, in the memory of a cluster's workers.
+    The Cholesky factor L of the leading [N, N] of a Gram matrix, in the memory of a cluster's workers.
 
     It is a :class:`~cnn_gp.regression.cholesky.Factor`, whose methods take and return arrays of the client.
 
     :param added: to the diagonal.
-    :param chunk: rows and columns of a chunk; by default the multiple of the run's ``n_max`` next to :data:`CHUNK`.
+    :param chunk: rows and columns of a chunk; by default the multiple of ``gram.n_max`` next to :data:`CHUNK`.
     :raises NotPositiveDefinite: where the matrix isn't.
     """
 
     def __init__(
-        self, client: "Client", run: RunDirectory, N: int, added: float = 0.0, chunk: int | None = None
+        self, client: "Client", gram: GramMatrix, N: int, added: float = 0.0, chunk: int | None = None
     ) -> None:
-        n_max = run.description().n_max
-        self.N, self._chunk = N, chunk or n_max * max(1, round(CHUNK / n_max))
+        self.N, self._chunk = N, chunk or gram.n_max * max(1, round(CHUNK / gram.n_max))
         n = -(-N // self._chunk)
         self.bounds = [(i * self._chunk, min((i + 1) * self._chunk, N)) for i in range(n)]
-        read = functools.partial(_read_chunk, str(run.workdir.absolute()), run.name, N, added)
+        read = functools.partial(_read_chunk, gram, N, added)
         # dask.array.linalg wants chunks of one size: the last ones are filled up by the identity. It reads the upper
         # triangle of chunks only.
         chunks = ((self._chunk,) * n,) * 2
@@ -108,13 +107,13 @@ class ClusterFactor:
         return self._factor.blocks[:k, :k], da.from_array(filled, chunks=(self._chunk, B.shape[1]))
 
 
-def _read_chunk(workdir: str, name: str, N: int, added: float, block_info: Any = None) -> np.ndarray:
+def _read_chunk(gram: GramMatrix, N: int, added: float, block_info: Any = None) -> np.ndarray:
     """On a worker: a chunk on or above the diagonal; beyond N the identity, below the diagonal nothing."""
     (start, stop), (left, right) = block_info[None]["array-location"]
     chunk = np.zeros((stop - start, right - left))
     if left < start:
         return chunk
-    there = RunDirectory(workdir, name).read_upper(start, min(stop, N), left, min(right, N))
+    there = gram.block(start, min(stop, N), left, min(right, N))
     chunk[: len(there), : there.shape[1]] = there
     if left == start:
         diagonal = np.einsum("ii->i", chunk)

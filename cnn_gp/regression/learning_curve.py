@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from ..errors import UserError
-from ..store.run_directory import RunDirectory
-from .predict import cross_times, error_percent
+from .gram_matrix import KernelMatrix
+from .predict import error_percent, posterior_means
 from .solve import Solution
 
 
@@ -37,30 +37,31 @@ def default_sizes(N: int) -> list[int]:
 
 
 def learning_curve(
-    run: RunDirectory, solution: Solution, Y: np.ndarray, sizes: Sequence[int], N_test: int
+    solution: Solution,
+    Y: np.ndarray,
+    sizes: Sequence[int],
+    validation: tuple[KernelMatrix, np.ndarray],
+    test: tuple[KernelMatrix, np.ndarray],
 ) -> list[Point]:
     """
     The curve at some sizes.
 
     :param Y: [N, n_classes], the targets of the solution.
-    :param N_test: how many of the test images. All stored validation images count.
+    :param validation: Kxvx, and the class numbers of its first rows, which are those that count.
+    :param test: the same with Kxtx.
     """
     N = len(Y)
     for n in sizes:
         if not 1 <= n <= N:
             raise UserError(f"The learning curve is asked for at {n} images; expected 1 to {N}, which are solved for.")
-    labels = run.labels()
     alphas = [solution.alpha if n == N else solution.factor.solve(Y[:n], n) for n in sizes]
-    vali = cross_times(run, "Kxvx", alphas, len(labels["Yv"]))
-    test = cross_times(run, "Kxtx", alphas, N_test)
+    validation_errors, test_errors = (
+        [error_percent(means, labels) for means in posterior_means(kernel, alphas, len(labels))]
+        for kernel, labels in (validation, test)
+    )
     return [
-        Point(
-            n,
-            error_percent(v, labels["Yv"]),
-            error_percent(t, labels["Yt"][:N_test]),
-            _log_likelihood(solution, Y[:n], alpha) / Y[:n].size,
-        )
-        for n, alpha, v, t in zip(sizes, alphas, vali, test, strict=True)
+        Point(n, v, t, _log_likelihood(solution, Y[:n], alpha) / Y[:n].size)
+        for n, alpha, v, t in zip(sizes, alphas, validation_errors, test_errors, strict=True)
     ]
 
 

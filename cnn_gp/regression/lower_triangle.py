@@ -9,6 +9,9 @@ import math
 
 import numpy as np
 
+from ..progress import Progress
+from .gram_matrix import GramMatrix, leading_rows
+
 #: Rows and columns of a block: large enough for BLAS to run at full speed.
 BLOCK = 2500
 
@@ -85,6 +88,16 @@ class LowerTriangle:
             for (left, right), block in zip(self.bounds, row, strict=False):
                 whole[start:stop, left:right] = block
         return np.tril(whole) + np.tril(whole, -1).T
+
+
+def assemble(gram: GramMatrix, N: int) -> LowerTriangle:
+    """The leading N rows and columns of a Gram matrix."""
+    lower = LowerTriangle(N)
+    with Progress(N, "rows of Kxx read") as progress:
+        for start, entries in leading_rows(gram, N):
+            lower.fill(start, entries[:, : N - start].T)
+            progress(len(entries))
+    return lower
 
 
 def largest(n_bytes: float) -> int:

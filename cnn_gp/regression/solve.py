@@ -1,9 +1,9 @@
 """
-The linear system of Gaussian process regression, in float64: (K + (noise + jitter) scale I) alpha = Y.
+The linear system of Gaussian process regression, in float64: (K + (noise + jitter) mean_diagonal I) alpha = Y.
 
-The Gram matrix is assembled from the stored tiles in half its memory and factorised there (:mod:`.cholesky`).
-Noise and jitter are relative to ``scale``, the mean of the kernel's diagonal. Noise is the model's, jitter is added for
-numerical reasons only, where the factorisation fails.
+The Gram matrix is assembled in half its memory (:mod:`.lower_triangle`) and factorised there (:mod:`.cholesky`).
+Noise and jitter are relative to ``mean_diagonal``, the mean of K(x, x) over the training images. Noise is the model's,
+jitter is added for numerical reasons only, where the factorisation fails.
 """
 
 import math
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-from .. import memory
 from ..errors import UserError
 from ..progress import Progress
-from ..store.run_directory import RunDirectory
 from .cholesky import Factor, NotPositiveDefinite, factorise, n_steps
-from .lower_triangle import LowerTriangle, largest
+from .gram_matrix import GramMatrix, gram_times
+from .lower_triangle import assemble
+from .memory_needs import check_memory
 
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Jitters tried where a smaller one fails, relative to the mean of the kernel's diagonal.
+#: Jitters tried where a smaller one fails, relative to the mean diagonal.
 JITTER_LADDER = tuple(10.0**k for k in range(-10, -2))
 
 #: Relative residuals above this are refined.
@@ -36,23 +36,23 @@ _REFINEMENTS = 3
 
 @dataclass
 class Solution:
-    """The solution of (K + (noise + jitter) scale I) alpha = Y and its diagnostics."""
+    """The solution of (K + (noise + jitter) mean_diagonal I) alpha = Y and its diagnostics."""
 
     alpha: np.ndarray
     """[N, n_classes], float64."""
     products: np.ndarray
-    """[N_train stored, n_classes], float64: Kxx[:, :N] alpha, the means at all stored training images."""
+    """[training images stored, n_classes], float64: Kxx[:, :N] alpha, the means at all stored training images."""
     factor: Factor
     """The Cholesky factor of the system's matrix."""
     jitter: float
-    """Relative to ``scale``, as ``noise`` is."""
+    """Relative to ``mean_diagonal``, as ``noise`` is."""
     noise: float
-    scale: float
-    """The mean of the kernel's diagonal."""
+    mean_diagonal: float
+    """Of the kernel, over the N training images."""
     log_marginal_likelihoods: np.ndarray
     """[n_classes], of each column of Y."""
     relative_residual: float
-    """|Y - (K + (noise + jitter) scale I) alpha| / |Y| in Frobenius norms, with K as it is stored."""
+    """|Y - (K + (noise + jitter) mean_diagonal I) alpha| / |Y| in Frobenius norms, with K as it is stored."""
     refinements: int
     """How often alpha was refined for its residual's sake."""
     extreme_eigenvalues: tuple[float, float]
@@ -63,7 +63,7 @@ class Solution:
     @property
     def added(self) -> float:
         """What was added to the kernel's diagonal."""
-        return (self.noise + self.jitter) * self.scale
+        return (self.noise + self.jitter) * self.mean_diagonal
 
     @property
     def log_determinant(self) -> float:
@@ -88,157 +88,129 @@ def targets(labels: np.ndarray, n_classes: int) -> np.ndarray:
     return Y
 
 
-def n_bytes(N: int, n_max: int, n_stored: int) -> int:
-    """The memory that solving takes: the blocks, and a row of tiles with its copy in float64."""
-    return LowerTriangle.n_bytes(N) + 20 * n_max * n_stored
-
-
-def has_memory(run: RunDirectory, N: int) -> bool:
-    """Whether this machine has the memory for the leading N images now."""
-    description = run.description()
-    return n_bytes(N, description.n_max, description.N_train) <= memory.available()
-
-
-def check_memory(run: RunDirectory, N: int, client: "Client | None" = None) -> int:
-    """
-    The memory that solving will take, here or in a cluster's workers.
-
-    :raises UserError: where there isn't as much; it says what fits.
-    """
-    if client is not None:
-        # Each block below the diagonal and, for a while, its transpose.
-        needed = 2 * LowerTriangle.n_bytes(N)
-        limits = [worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-        if all(limits) and needed > sum(limits):
-            raise UserError(
-                f"The Gram matrix of {N:,} images needs {needed / 1e9:.1f} GB of memory and the cluster's "
-                f"{len(limits)} workers have {sum(limits) / 1e9:.1f} GB: give --N_train={largest(sum(limits) / 2)} or "
-                "less, or start more workers."
-            )
-        return needed
-    description = run.description()
-    needed = n_bytes(N, description.n_max, description.N_train)
-    rest = memory.available() - (needed - LowerTriangle.n_bytes(N))
-    memory.check(
-        needed,
-        f"The Gram matrix of {N:,} images",
-        f"give --N_train={largest(rest)} or less, or take a machine with more, or a cluster (--scheduler)",
-    )
-    return needed
-
-
-def read_lower(run: RunDirectory, N: int) -> LowerTriangle:
-    """The leading N rows and columns of the run's Gram matrix, float64."""
-    lower = LowerTriangle(N)
-    rows = [row for row in run.description().tiling.rows("Kxx") if row.start < N]
-    with Progress(len(rows), "rows of tiles read") as progress:
-        for row, entries in run.read_rows("Kxx"):
-            if row.start >= N:
-                break
-            lower.fill(row.start, entries[: N - row.start, : N - row.first_column].T)
-            progress(1)
-    return lower
-
-
 def solve(
-    run: RunDirectory,
+    gram: GramMatrix,
     Y: np.ndarray,
     jitter: float = 0.0,
     noise: float = 0.0,
     say: Callable[[str], None] = lambda line: None,
     client: "Client | None" = None,
+    images: Callable[[], np.ndarray] | None = None,
 ) -> Solution:
     """
-    Solve for the leading images of a run.
+    Solve for the leading images of a Gram matrix.
 
     Where the matrix isn't positive definite in float64, the jitters of :data:`JITTER_LADDER` above ``jitter`` are
     tried in turn. A solution whose residual is above :data:`RESIDUAL` is refined with the same factor.
 
     :param Y: [N, C] targets of the first N training images.
-    :param jitter: added to the diagonal, relative to the kernel's mean variance.
+    :param jitter: added to the diagonal, relative to the kernel's mean diagonal.
     :param noise: the same, of the observations.
     :param say: called with a line of text for every jitter that fails.
     :param client: of a Dask cluster that factorises in its workers' memory in place of this machine's.
+    :param images: returns the training images [N or more, D], among which equal ones are looked for after a failure.
     :raises UserError: where the largest jitter fails too, or the memory doesn't suffice.
     """
-    N, _ = Y.shape
-    scale = float(run.read_diagonal("Kxx")[:N].mean(dtype=np.float64))
+    N = len(Y)
+    mean_diagonal = float(gram.diagonal()[:N].mean(dtype=np.float64))
     times = dict.fromkeys(("read", "factorise", "solve", "spectrum"), 0.0)
-    for attempt in [jitter, *(j for j in JITTER_LADDER if j > jitter)]:
-        try:
-            factor = _factor(run, N, (attempt + noise) * scale, times, client)
-            break
-        except NotPositiveDefinite as failure:
-            say(
-                f"The Gram matrix isn't positive definite at relative jitter {attempt:g} (leading {failure.order} of "
-                f"{N} rows)." + _said_of_duplicates(run, failure.order)
-            )
-    else:
-        raise UserError(
-            f"The Gram matrix of {N} images isn't positive definite even at relative jitter {attempt:g}: look for "
-            "wrong pixels, compute the kernels with --float_type=float64, or give a larger --jitter."
-        )
+
+    def factor_at(jitter: float) -> Factor:
+        return _factor(gram, N, (jitter + noise) * mean_diagonal, times, client)
+
+    factor, jitter = _climb_jitter_ladder(factor_at, jitter, N, say, images)
     with _timed(times, "solve"):
-        alpha = factor.solve(Y)
-        added = (attempt + noise) * scale
-        products = gram_times(run, alpha)
-        residual = Y - products[:N] - added * alpha
-        refinements = 0
-        while np.linalg.norm(residual) > RESIDUAL * np.linalg.norm(Y) and refinements < _REFINEMENTS:
-            better = alpha + factor.solve(residual)
-            better_products = gram_times(run, better)
-            new = Y - better_products[:N] - added * better
-            if np.linalg.norm(new) >= np.linalg.norm(residual):
-                break
-            alpha, products, residual, refinements = better, better_products, new, refinements + 1
-        fits = np.einsum("nc,nc->c", Y, alpha)
+        found, refinements = _solve_refined(gram, factor, Y, (jitter + noise) * mean_diagonal)
     with _timed(times, "spectrum"):
         extremes = extreme_eigenvalues(factor)
     return Solution(
-        alpha=alpha,
-        products=products,
+        alpha=found.alpha,
+        products=found.products,
         factor=factor,
-        jitter=attempt,
+        jitter=jitter,
         noise=noise,
-        scale=scale,
-        log_marginal_likelihoods=-0.5 * (fits + factor.log_determinant() + N * math.log(2 * math.pi)),
-        relative_residual=float(np.linalg.norm(residual) / np.linalg.norm(Y)),
+        mean_diagonal=mean_diagonal,
+        log_marginal_likelihoods=_log_marginal_likelihoods(Y, found.alpha, factor),
+        relative_residual=found.error / float(np.linalg.norm(Y)),
         refinements=refinements,
         extreme_eigenvalues=extremes,
         times=times,
     )
 
 
-def _factor(run: RunDirectory, N: int, added: float, times: dict[str, float], client: "Client | None") -> Factor:
-    """The factor of the leading [N, N] of Kxx plus ``added`` on the diagonal. :raises NotPositiveDefinite:"""
+def _factor(gram: GramMatrix, N: int, added: float, times: dict[str, float], client: "Client | None") -> Factor:
+    """The factor of the leading [N, N] of K plus ``added`` on the diagonal. :raises NotPositiveDefinite:"""
     if client is not None:
         from .dask_cholesky import ClusterFactor
 
         # The workers read the tiles as they need them.
         with _timed(times, "factorise"):
-            return ClusterFactor(client, run, N, added)
-    check_memory(run, N)
+            return ClusterFactor(client, gram, N, added)
+    check_memory(gram, N)
     with _timed(times, "read"):
-        lower = read_lower(run, N)
+        lower = assemble(gram, N)
         lower.add_to_diagonal(added)
     with _timed(times, "factorise"), Progress(n_steps(lower), "blocks factorised") as progress:
         return factorise(lower, progress)
 
 
-def gram_times(run: RunDirectory, alpha: np.ndarray) -> np.ndarray:
-    """Kxx[:, :N] alpha for all stored training images, from the upper triangle of blocks; alpha [N, C]."""
-    N = len(alpha)
-    product = np.zeros((run.description().N_train, alpha.shape[1]))
-    with Progress(N, "rows of Kxx multiplied") as progress:
-        for row, entries in run.read_rows("Kxx"):
-            if row.start >= N:
-                break
-            block = entries[: N - row.start].astype(np.float64)
-            stop = row.start + len(block)
-            product[row.start : stop] += block[:, : N - row.first_column] @ alpha[row.first_column :]
-            product[stop:] += block[:, stop - row.first_column :].T @ alpha[row.start : stop]
-            progress(len(block))
-    return product
+def _climb_jitter_ladder(
+    factor_at: Callable[[float], Factor],
+    jitter: float,
+    N: int,
+    say: Callable[[str], None],
+    images: Callable[[], np.ndarray] | None,
+) -> tuple[Factor, float]:
+    """The factor at the smallest jitter that succeeds, ``jitter`` or one above it; and that jitter."""
+    for attempt in [jitter, *(j for j in JITTER_LADDER if j > jitter)]:
+        try:
+            return factor_at(attempt), attempt
+        except NotPositiveDefinite as failure:
+            say(
+                f"The Gram matrix isn't positive definite at relative jitter {attempt:g} (leading {failure.order} of "
+                f"{N} rows)." + ("" if images is None else _describe_duplicates(images, failure.order))
+            )
+    raise UserError(
+        f"The Gram matrix of {N} images isn't positive definite even at relative jitter {attempt:g}: look for "
+        "wrong pixels, compute the kernels with --float_type=float64, or give a larger --jitter."
+    )
+
+
+@dataclass(frozen=True)
+class _Approximation:
+    """alpha [N, C], K[:, :N] alpha, and the residual Y - (K + added I) alpha [N, C]."""
+
+    alpha: np.ndarray
+    products: np.ndarray
+    residual: np.ndarray
+
+    @property
+    def error(self) -> float:
+        return float(np.linalg.norm(self.residual))
+
+
+def _solve_refined(gram: GramMatrix, factor: Factor, Y: np.ndarray, added: float) -> tuple[_Approximation, int]:
+    """The solution of (K + added I) alpha = Y, and how often it was refined (Higham 2002, chapter 12)."""
+
+    def approximation(alpha: np.ndarray) -> _Approximation:
+        products = gram_times(gram, alpha)
+        return _Approximation(alpha, products, Y - products[: len(Y)] - added * alpha)
+
+    found = approximation(factor.solve(Y))
+    for refinements in range(_REFINEMENTS):
+        if found.error <= RESIDUAL * np.linalg.norm(Y):
+            return found, refinements
+        better = approximation(found.alpha + factor.solve(found.residual))
+        if better.error >= found.error:
+            return found, refinements
+        found = better
+    return found, _REFINEMENTS
+
+
+def _log_marginal_likelihoods(Y: np.ndarray, alpha: np.ndarray, factor: Factor) -> np.ndarray:
+    """[C] (Rasmussen & Williams 2006, equation 2.30)."""
+    fits = np.einsum("nc,nc->c", Y, alpha)
+    return -0.5 * (fits + factor.log_determinant() + len(Y) * math.log(2 * math.pi))
 
 
 def extreme_eigenvalues(factor: Factor) -> tuple[float, float]:
@@ -259,14 +231,14 @@ def extreme_eigenvalues(factor: Factor) -> tuple[float, float]:
     return 1 / extreme(factor.solve), extreme(factor.times)
 
 
-def _said_of_duplicates(run: RunDirectory, order: int) -> str:
-    """A sentence that names equal training images, of which the last is the one at which it failed or before."""
+def _describe_duplicates(images: Callable[[], np.ndarray], order: int) -> str:
+    """A sentence that names two equal images among the first ``order``; empty where there are none."""
     try:
-        images = run.images()["X"][:order]
+        leading = images()[:order]
     except UserError:
         return ""
     first: dict[bytes, int] = {}
-    for index, image in enumerate(images):
+    for index, image in enumerate(leading):
         earlier = first.setdefault(image.tobytes(), index)
         if earlier != index:
             return f" Training images {earlier} and {index} are equal: without noise or jitter it can't be."

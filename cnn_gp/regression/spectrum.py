@@ -1,4 +1,4 @@
-"""All eigenvalues of a stored Gram matrix: unlike the factorisation it takes a whole matrix, and four times as long."""
+"""All eigenvalues of a Gram matrix: unlike the factorisation it takes a whole matrix, and four times as long."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import eigvalsh
 
 from .. import memory
-from ..store.run_directory import RunDirectory
+from .gram_matrix import GramMatrix, leading_rows
 
 
 def n_bytes(N: int) -> int:
@@ -25,17 +25,15 @@ def check_memory(N: int) -> None:
     )
 
 
-def eigenvalues(run: RunDirectory, N: int) -> np.ndarray:
+def eigenvalues(gram: GramMatrix, N: int) -> np.ndarray:
     """
-    Of the leading [N, N] of Kxx, float64, from the smallest to the largest; nothing is added to the diagonal.
+    Of the leading [N, N] of a Gram matrix, float64, from the smallest to the largest; nothing is added to the diagonal.
 
     :raises UserError: where the memory isn't available.
     """
     check_memory(N)
     # Fortran's order, so that LAPACK works in place. Of the matrix the upper triangle is read.
     K = np.zeros((N, N), order="F")
-    for row, entries in run.read_rows("Kxx"):
-        if row.start >= N:
-            break
-        K[row.start : row.stop, row.first_column :] = entries[: N - row.start, : N - row.first_column]
+    for start, entries in leading_rows(gram, N):
+        K[start : start + len(entries), start:] = entries[:, : N - start]
     return eigvalsh(K, lower=False, overwrite_a=True, check_finite=False)

@@ -121,6 +121,7 @@ def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
     from cnn_gp.compute.scheduler import compute_run, describe_run
     from cnn_gp.compute.worker import Job
     from cnn_gp.store.run_directory import RunDirectory
+    from cnn_gp.store.stored_matrix import StoredGram
 
     data = datasets.load("digits", N_train=110, N_vali=20, N_test=20)
     kernel = DeepKernel([1, 8, 8], [3] * 4, ExReLU(), 2.0, 1.0)
@@ -130,10 +131,10 @@ def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
         run = RunDirectory(tmp_path, f"n{n_max}")
         run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
         compute_run(Job(str(tmp_path), run.name, lambda device: engine))
-        from cnn_gp.regression.solve import read_lower
+        from cnn_gp.regression.lower_triangle import assemble
 
         cross = np.concatenate([entries for _, entries in run.read_rows("Kxtx")])
-        stored.append((read_lower(run, 110).matrix(), cross, run.read_diagonal("Kxx")))
+        stored.append((assemble(StoredGram(run), 110).matrix(), cross, run.read_diagonal("Kxx")))
     for others in stored[1:]:
         for one, other in zip(stored[0], others, strict=True):
             np.testing.assert_array_equal(one, other)

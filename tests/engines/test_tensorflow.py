@@ -48,8 +48,9 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     from cnn_gp.compute.scheduler import compute_run, describe_run
     from cnn_gp.compute.worker import Job
     from cnn_gp.data import datasets
-    from cnn_gp.regression.solve import read_lower
+    from cnn_gp.regression.lower_triangle import assemble
     from cnn_gp.store.run_directory import RunDirectory
+    from cnn_gp.store.stored_matrix import StoredGram
 
     data = datasets.load("digits", N_train=210, N_vali=20, N_test=20)
     kernel = KERNELS[name]
@@ -59,7 +60,7 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
         run = RunDirectory(tmp_path, f"n{n_max}")
         run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
         compute_run(Job(str(tmp_path), run.name, lambda device: engine))
-        K = read_lower(run, 210).matrix()
+        K = assemble(StoredGram(run), 210).matrix()
         np.testing.assert_array_equal(np.diag(K), run.read_diagonal("Kxx"))
         np.testing.assert_array_equal(K, K.T)
         matrices.append((K, np.concatenate([entries for _, entries in run.read_rows("Kxtx")])))

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from cnn_gp.errors import UserError
+from cnn_gp.regression.lower_triangle import assemble
 from cnn_gp.regression.predict import error_percent, predict, validation_labels
-from cnn_gp.regression.solve import JITTER_LADDER, read_lower, solve, targets
+from cnn_gp.regression.solve import JITTER_LADDER, solve, targets
+from helpers.matrices import stored
 from helpers.small_runs import NumpyEngine, complete, make_data
 
 NOISE = 1e-3
@@ -15,7 +17,7 @@ NOISE = 1e-3
 def solved(run, N, jitter=NOISE, said=None):
     description, labels = run.description(), run.labels()
     Y = targets(labels["Y"][:N], description.n_classes)
-    solution = solve(run, Y, jitter, say=(said if said is not None else []).append)
+    solution = solve(stored(run)[0], Y, jitter, say=(said if said is not None else []).append)
     return Y, solution
 
 
@@ -26,7 +28,7 @@ def test_equals_gpflow_regression(tmp_path, n_max, N):
     run = complete(tmp_path, data, n_max=n_max)
     Y, solution = solved(run, N)
     n_vali = 9 + 23 - N
-    means = predict(run, solution, n_vali, 7)
+    means = predict(solution, *stored(run)[1:], n_vali, 7)
 
     X = data.X[:N].astype(np.float64)
     kernel = gpflow.kernels.SquaredExponential(variance=2.0)
@@ -45,8 +47,8 @@ def test_fewer_validation_images_than_are_cut_off(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
     _, solution = solved(run, 13)
-    every = predict(run, solution, 19, 7)
-    few = predict(run, solution, 4, 2)
+    every = predict(solution, *stored(run)[1:], 19, 7)
+    few = predict(solution, *stored(run)[1:], 4, 2)
     np.testing.assert_array_equal(few.vali, every.vali[:4])
     np.testing.assert_array_equal(few.test, every.test[:2])
 
@@ -54,7 +56,7 @@ def test_fewer_validation_images_than_are_cut_off(tmp_path):
 @pytest.mark.parametrize("N", [23, 12, 5, 1])
 def test_gram_is_the_whole_symmetric_matrix(tmp_path, N):
     data = make_data()
-    K = read_lower(complete(tmp_path, data), N).matrix()
+    K = assemble(stored(complete(tmp_path, data))[0], N).matrix()
     np.testing.assert_array_equal(K, NumpyEngine().matrix(data.X[:N].astype(np.float64)))
     assert K.dtype == np.float64
 
@@ -75,7 +77,7 @@ def test_duplicates_climb_the_ladder_aloud_and_the_training_error_is_that_of_the
     # LAPACK may or may not notice an exactly singular matrix at 1e-10; it does at 0 or the matrix is regular.
     assert solution.jitter in (0.0, *JITTER_LADDER)
     assert len(said) == ([0.0, *JITTER_LADDER]).index(solution.jitter)
-    means = predict(run, solution, 9, 7)
+    means = predict(solution, *stored(run)[1:], 9, 7)
     assert error_percent(means.train, data.Y) == 0
     assert solution.relative_residual < 1e-5
 

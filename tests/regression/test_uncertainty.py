@@ -9,13 +9,14 @@ import pytest
 
 from cnn_gp import memory
 from cnn_gp.errors import UserError
-from cnn_gp.regression import solve
 from cnn_gp.regression.cholesky import CholeskyFactor
 from cnn_gp.regression.learning_curve import Point, default_sizes, learning_curve, to_csv
 from cnn_gp.regression.leave_one_out import leave_one_out
-from cnn_gp.regression.predict import error_percent, predict, variances
-from cnn_gp.regression.solve import check_memory, extreme_eigenvalues, targets
+from cnn_gp.regression.memory_needs import check_memory
+from cnn_gp.regression.predict import ValidationKernel, error_percent, posterior_variances, predict
+from cnn_gp.regression.solve import extreme_eigenvalues, solve, targets
 from cnn_gp.regression.spectrum import eigenvalues
+from helpers.matrices import stored
 from helpers.small_runs import NumpyEngine, complete, make_data
 
 NOISE = 1e-2
@@ -23,7 +24,13 @@ NOISE = 1e-2
 
 def solved(run, N, **options):
     Y = targets(run.labels()["Y"][:N], run.description().n_classes)
-    return Y, solve.solve(run, Y, **options)
+    return Y, solve(stored(run)[0], Y, **options)
+
+
+def variances(run, solution, N_vali, N_test):
+    Kxx, Kxvx, Kxtx = stored(run)
+    validation = ValidationKernel(Kxx, Kxvx, len(solution.alpha))
+    return posterior_variances(validation, solution, N_vali), posterior_variances(Kxtx, solution, N_test)
 
 
 def regression(data, Y, noise=NOISE):
@@ -78,10 +85,11 @@ def test_the_learning_curve_equals_separate_solves(tmp_path, block, monkeypatch)
     run = complete(tmp_path, data)
     Y, solution = solved(run, 23, noise=NOISE)
     sizes = [3, 10, 17, 23]
-    points = learning_curve(run, solution, Y, sizes, 7)
+    _, Kxvx, Kxtx = stored(run)
+    points = learning_curve(solution, Y, sizes, (Kxvx, data.Yv), (Kxtx, data.Yt))
     for n, point in zip(sizes, points, strict=True):
         y, alone = solved(run, n, noise=NOISE)
-        means = predict(run, alone, 23 - n + 9, 7)
+        means = predict(alone, *stored(run)[1:], 23 - n + 9, 7)
         assert point.N_train == n
         # The stored validation set, without the images that a smaller training set cuts off.
         assert point.validation_error == error_percent(means.vali[23 - n :], data.Yv)
@@ -90,7 +98,7 @@ def test_the_learning_curve_equals_separate_solves(tmp_path, block, monkeypatch)
     lines = list(csv.DictReader(io.StringIO(to_csv(points))))
     assert [Point(int(line.pop("N_train")), *map(float, line.values())) for line in lines] == points
     with pytest.raises(UserError, match="asked for at 24 images; expected 1 to 23"):
-        learning_curve(run, solution, Y, [24], 7)
+        learning_curve(solution, Y, [24], (Kxvx, data.Yv), (Kxtx, data.Yt))
 
 
 def test_default_sizes():
@@ -117,10 +125,10 @@ def test_the_spectrum(tmp_path, N, monkeypatch):
     data = make_data()
     run = complete(tmp_path, data)
     expected = np.linalg.eigvalsh(NumpyEngine().matrix(data.X[:N].astype(np.float64)))
-    np.testing.assert_allclose(eigenvalues(run, N), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(eigenvalues(stored(run)[0], N), expected, rtol=1e-9, atol=1e-12)
     monkeypatch.setattr(memory, "available", lambda: 3000)
     with pytest.raises(UserError, match=r"The spectrum of .* leave --spectrum out, or give --N_train=\d+ or less"):
-        eigenvalues(run, N)
+        eigenvalues(stored(run)[0], N)
 
 
 def test_a_large_residual_is_refined(tmp_path, monkeypatch):
@@ -137,7 +145,7 @@ def test_a_large_residual_is_refined(tmp_path, monkeypatch):
 
 def test_memory_is_refused_before_it_is_taken(tmp_path, monkeypatch):
     run = complete(tmp_path, make_data())
-    assert check_memory(run, 23) < 100_000
+    assert check_memory(stored(run)[0], 23) < 100_000
     monkeypatch.setattr(memory, "available", lambda: 3000)
     with pytest.raises(UserError, match=r"of 23 images needs .* GB of memory .* give --N_train=\d+ or less"):
         solved(run, 23)
@@ -160,6 +168,15 @@ def test_equal_images_are_named(tmp_path):
 
     said: list[str] = []
     run = complete(tmp_path, data, Singular(), n_max=50)
-    _, solution = solved(run, 23, say=said.append)
+    _, solution = solved(run, 23, say=said.append, images=lambda: run.images()["X"])
     assert "Training images 4 and 7 are equal" in said[0]
     assert solution.jitter > 0
+
+    def unreadable():
+        raise UserError("images.h5 can't be read")
+
+    for images in (None, unreadable):
+        said.clear()
+        _, other = solved(run, 23, say=said.append, images=images)
+        assert said[0].endswith("of 23 rows).")
+        np.testing.assert_array_equal(other.alpha, solution.alpha)

@@ -245,7 +245,7 @@ def test_the_errors_are_on_disk_before_what_takes_longer(workdir, tmp_path, monk
     def stop(*arguments):
         raise Stop
 
-    monkeypatch.setattr(classify, "variances", stop)
+    monkeypatch.setattr(classify, "posterior_variances", stop)
     files = ResultFiles(tmp_path, "convnet_gp")
     request = classify.Request(60, 20, 30, variances=True)
     with pytest.raises(Stop):

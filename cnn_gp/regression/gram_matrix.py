@@ -1,0 +1,121 @@
+"""
+The kernel's matrices as the regression reads them, from a run's tiles or from arrays in memory.
+
+A matrix comes in rows of tiles from the first to the last, each once a pass, so that no more than one has to be in
+memory. :class:`~cnn_gp.store.stored_matrix.StoredGram` reads a run's, :class:`ArrayGram` an array.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..progress import Progress
+
+
+class KernelMatrix(Protocol):
+    """K(X', X) [M, N] between images X' and the training images X."""
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, entries [rows, N]) of each row of tiles, float32 or float64."""
+
+    def diagonal(self) -> np.ndarray:
+        """K(x', x') [M]: the prior variances of the images X'."""
+
+
+class GramMatrix(Protocol):
+    """K(X, X) [N, N] of the training images, of which the upper triangle is read."""
+
+    @property
+    def N(self) -> int:
+        """Training images."""
+
+    @property
+    def n_max(self) -> int:
+        """The largest number of rows that come at a time."""
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, entries [rows, N - first row] from the diagonal on) of each row of tiles, float32 or float64."""
+
+    def diagonal(self) -> np.ndarray:
+        """K(x, x) [N]."""
+
+    def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
+        """
+        Rows ``start`` to ``stop`` and columns ``left`` to ``right``, from on or above the diagonal; on a worker of a
+        cluster too, for which the object is pickled.
+
+        :param left: ``start``, and then ``right`` is ``stop``: a whole symmetric block; or at least ``stop``.
+        """
+
+
+@dataclass(frozen=True)
+class ArrayKernel:
+    """A :class:`KernelMatrix` in memory."""
+
+    K: np.ndarray
+    """[M, N]"""
+    prior_variances: np.ndarray
+    """[M]"""
+    n_max: int = 500
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        """:meth:`KernelMatrix.rows`"""
+        for start in range(0, len(self.K), self.n_max):
+            yield start, self.K[start : start + self.n_max]
+
+    def diagonal(self) -> np.ndarray:
+        """:meth:`KernelMatrix.diagonal`"""
+        return self.prior_variances
+
+
+@dataclass(frozen=True)
+class ArrayGram:
+    """A :class:`GramMatrix` in memory. A cluster's workers are sent the whole of it."""
+
+    K: np.ndarray
+    """[N, N]"""
+    n_max: int = 500
+
+    @property
+    def N(self) -> int:
+        """:attr:`GramMatrix.N`"""
+        return len(self.K)
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        """:meth:`GramMatrix.rows`"""
+        for start in range(0, self.N, self.n_max):
+            yield start, self.K[start : start + self.n_max, start:]
+
+    def diagonal(self) -> np.ndarray:
+        """:meth:`GramMatrix.diagonal`"""
+        return np.diagonal(self.K)
+
+    def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
+        """:meth:`GramMatrix.block`"""
+        return self.K[start:stop, left:right]
+
+
+def leading_rows(matrix: KernelMatrix | GramMatrix, n_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The first ``n_rows`` of a matrix's rows, as its ``rows()``, without reading on after them."""
+    if n_rows <= 0:
+        return
+    for start, entries in matrix.rows():
+        yield start, entries[: n_rows - start]
+        if start + len(entries) >= n_rows:
+            return
+
+
+def gram_times(gram: GramMatrix, alpha: np.ndarray) -> np.ndarray:
+    """K[:, :N] alpha for all training images in one pass over the upper triangle; alpha [N, C] for the first N."""
+    N = len(alpha)
+    product = np.zeros((gram.N, alpha.shape[1]))
+    with Progress(N, "rows of Kxx multiplied") as progress:
+        for start, entries in leading_rows(gram, N):
+            rows = entries.astype(np.float64)
+            stop = start + len(rows)
+            product[start:stop] += rows[:, : N - start] @ alpha[start:]
+            product[stop:] += rows[:, stop - start :].T @ alpha[start:stop]
+            progress(len(rows))
+    return product

@@ -1,0 +1,44 @@
+"""A run's matrices as :mod:`cnn_gp.regression.gram_matrix` describes them, read from its parts row by row."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .run_directory import RunDirectory
+
+
+class StoredKernel:
+    """
+    Kxvx or Kxtx of a run, [images, training images].
+
+    :raises UserError: by its methods, where a part can't be read or its checksum is wrong.
+    """
+
+    def __init__(self, run: RunDirectory, matrix: str) -> None:
+        self._run, self._matrix = run, matrix
+
+    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, entries) of each row of tiles, as they were computed (float32 or float64)."""
+        for row, entries in self._run.read_rows(self._matrix):
+            yield row.start, entries
+
+    def diagonal(self) -> np.ndarray:
+        """K(x, x) of the images of the rows."""
+        return self._run.read_diagonal(self._matrix)
+
+
+class StoredGram(StoredKernel):
+    """Kxx of a run; its rows start at the diagonal."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__(run, "Kxx")
+        description = run.description()
+        self.N, self.n_max = description.N_train, description.n_max
+
+    def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
+        """:meth:`~cnn_gp.store.run_directory.RunDirectory.read_upper`"""
+        return self._run.read_upper(start, stop, left, right)
+
+    def __reduce__(self) -> tuple[type, tuple[RunDirectory]]:
+        # For a cluster's workers, which have their own current folder.
+        return type(self), (RunDirectory(self._run.workdir.absolute(), self._run.name),)

@@ -1,0 +1,28 @@
+"""A run's three matrices, as the regression takes them: read from its parts, and as arrays in memory."""
+
+import numpy as np
+
+from cnn_gp.regression.gram_matrix import ArrayGram, ArrayKernel, GramMatrix, KernelMatrix
+from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.store.stored_matrix import StoredGram, StoredKernel
+
+Matrices = tuple[GramMatrix, KernelMatrix, KernelMatrix]
+
+
+def stored(run: RunDirectory) -> Matrices:
+    """Kxx, Kxvx, Kxtx from the run's directory."""
+    return StoredGram(run), StoredKernel(run, "Kxvx"), StoredKernel(run, "Kxtx")
+
+
+def in_memory(run: RunDirectory, n_max: int) -> Matrices:
+    """The same as arrays, which come in rows of n_max."""
+    N_train = run.description().N_train
+    upper = np.zeros((N_train, N_train), run.description().float_type)
+    for row, entries in run.read_rows("Kxx"):
+        upper[row.start : row.stop, row.first_column :] = entries
+    K = np.triu(upper) + np.triu(upper, 1).T
+    cross = (
+        ArrayKernel(np.concatenate([entries for _, entries in run.read_rows(name)]), run.read_diagonal(name), n_max)
+        for name in ("Kxvx", "Kxtx")
+    )
+    return ArrayGram(K, n_max), *cross
