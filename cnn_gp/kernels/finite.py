@@ -2,30 +2,21 @@ r"""
 Networks of finite width, drawn from the prior whose limit is the kernel.
 
 A weight of a layer with C input channels is drawn from :math:`\mathcal{N}(0, \sigma_w^2 / C)`, so that a sum over the
-channels has the covariance that the layer's :meth:`~.layers.Layer.propagate` gives to one channel, up to O(1/C):
-Garriga-Alonso, Aitchison & Rasmussen (ICLR 2019), equations 3 to 5.
+channels has the covariance that the layer's :meth:`~.layer.Layer.propagate` gives to one channel, up to O(1/C):
+Garriga-Alonso, Aitchison & Rasmussen (ICLR 2019), equations 3 to 5. What a layer computes with its weights is in its
+:meth:`~.layer.Layer.finite_map`; here are the draws from the prior, the convolution and the network as a module.
 """
 
 import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
 from ..errors import UserError
-from .geometry import Window, checked_input_shape
-from .layers import (
-    ChannelMix,
-    Conv,
-    Dense,
-    Layer,
-    Nonlinearity,
-    Positions,
-    Sequential,
-    Sum,
-)
+from .geometry import Positions, Window, checked_input_shape
 
 #: Maps [draws or 1, N, *positions, channels] to [draws, N, *positions, channels].
 Forward = Callable[[tf.Tensor], tf.Tensor]
@@ -36,6 +27,53 @@ class Weight(NamedTuple):
 
     variable: tf.Variable
     variance: float
+
+
+class FiniteMap(NamedTuple):
+    """A part of a finite network, and the shape of the map after it."""
+
+    forward: Forward
+    channels: int
+    positions: Positions
+
+
+class Prior:
+    """
+    Draws the weights of ``draws`` networks whose hidden maps have ``width`` channels.
+
+    The seed and the number of weights drawn before decide the values of a weight.
+    """
+
+    def __init__(self, width: int, draws: int, seed: int, dtype: tf.DType) -> None:
+        self.width, self.draws, self._seed, self._dtype = width, draws, seed, dtype
+        self.weights: list[Weight] = []
+
+    def weight(self, name: str, shape: Sequence[int], variance: float) -> tf.Variable:
+        """A weight [draws, *shape] from N(0, variance), independent over its entries."""
+        seed = [self._seed, len(self.weights)]
+        values = tf.random.stateless_normal([self.draws, *shape], seed, dtype=self._dtype)
+        # Weights that the prior fixes at 0 stay there.
+        variable = tf.Variable(math.sqrt(variance) * values, trainable=variance > 0, name=f"{name}_{len(self.weights)}")
+        self.weights.append(Weight(variable, variance))
+        return variable
+
+    def bias(self, outputs: int, variance: float) -> Forward:
+        """Adds a bias [draws, outputs] to a map; nothing where the variance is 0."""
+        if variance == 0:
+            return lambda x: x
+        bias = self.weight("bias", [outputs], variance)
+        return lambda x: x + tf.reshape(bias, [bias.shape[0], *[1] * (x.shape.rank - 2), outputs])
+
+
+class Finite(Protocol):
+    """What has a finite version: the layers."""
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        """
+        The finite version on maps of so many ``channels`` and ``positions``, its weights drawn from ``prior``.
+
+        :param outputs: channels after the last weights.
+        """
 
 
 class FiniteNetwork(tf.Module):
@@ -64,7 +102,7 @@ class FiniteNetwork(tf.Module):
 
     def __init__(
         self,
-        network: Layer,
+        network: Finite,
         width: int,
         input_shape: Sequence[int],
         *,
@@ -79,19 +117,20 @@ class FiniteNetwork(tf.Module):
                 raise UserError(f"{name} is {value}; expected a whole number of at least 1.")
         self.input_shape = checked_input_shape(input_shape)
         self.width, self.draws, self.outputs = width, draws, outputs
-        self._seed, self._dtype = seed, tf.as_dtype(dtype)
-        self.weights: list[Weight] = []
+        self._dtype = tf.as_dtype(dtype)
+        prior = Prior(width, draws, seed, self._dtype)
         channels, *positions = self.input_shape
-        built = self._build(network, channels, tuple(positions), outputs)
-        if not self.weights:
+        last = network.finite_map(prior, channels, tuple(positions), outputs)
+        if not prior.weights:
             raise UserError("The network has no weights; expected at least a Dense() readout.")
-        if built.positions != () or built.channels != outputs:
+        if last.positions != () or last.channels != outputs:
             raise UserError(
-                f"The network ends in {built.channels} channels on a map of {built.positions}; expected a Dense() "
+                f"The network ends in {last.channels} channels on a map of {last.positions}; expected a Dense() "
                 "readout after the last map."
             )
+        self.weights = prior.weights
         # It must not refer to this object: in a cycle gigabytes of weights would wait for the garbage collector.
-        self._forward = built.forward
+        self._forward = last.forward
 
     def __call__(self, X: tf.Tensor) -> tf.Tensor:
         """
@@ -121,93 +160,8 @@ class FiniteNetwork(tf.Module):
                 penalty += tf.reduce_sum(squares, axis=range(1, squares.shape.rank)) / (2 * weight.variance)
         return penalty
 
-    def _build(self, layer: Layer, channels: int, positions: Positions, outputs: int) -> "_Built":
-        """The finite version of a layer, whose last weights have so many ``outputs``."""
-        match layer:
-            case Sequential():
-                return self._build_sequential(layer, channels, positions, outputs)
-            case Sum():
-                return self._build_sum(layer, channels, positions, outputs)
-            case Nonlinearity():
-                return _Built(layer.apply, channels, positions)
-            case Conv():
-                return self._build_conv(layer, channels, positions, outputs)
-            case ChannelMix():
-                mix = self._draw("mix", [channels, outputs], 1 / channels)
-                return _Built(lambda x: _matmul(x, mix), outputs, positions)
-            case Dense():
-                return self._build_dense(layer, channels, positions, outputs)
-        raise UserError(f"{type(layer).__name__} has no finite version; expected the layers of cnn_gp.kernels.layers.")
 
-    def _build_sequential(self, layer: Sequential, channels: int, positions: Positions, outputs: int) -> "_Built":
-        last_weighted = max((i for i, child in enumerate(layer.layers) if _has_weights(child)), default=-1)
-        built = _Built(lambda x: x, channels, positions)
-        steps: list[Forward] = []
-        for i, child in enumerate(layer.layers):
-            built = self._build(child, built.channels, built.positions, self.width if i < last_weighted else outputs)
-            steps.append(built.forward)
-        return built._replace(forward=lambda x: functools.reduce(lambda x, step: step(x), steps, x))
-
-    def _build_sum(self, layer: Sum, channels: int, positions: Positions, outputs: int) -> "_Built":
-        left = layer.output_positions(positions)  # refuses maps of different sizes
-        branches = [self._build(branch, channels, positions, outputs) for branch in layer.branches]
-        counts = [branch.channels for branch in branches]
-        if len(set(counts)) > 1:
-            raise UserError(
-                f"A sum adds maps of {' and '.join(map(str, counts))} channels; expected equal numbers: put a "
-                "ChannelMix() or a convolution before the first skip connection."
-            )
-        return _Built(lambda x: functools.reduce(tf.add, [b.forward(x) for b in branches]), counts[0], left)
-
-    def _build_conv(self, layer: Conv, channels: int, positions: Positions, outputs: int) -> "_Built":
-        windows = layer.windows(positions)
-        sizes = [window.size for window in windows]
-        variance = float(layer.scale(positions).numpy()) / channels
-        filters = self._draw("filter", [*sizes, channels, outputs], variance)
-        add_bias = self._bias(layer, outputs)
-        forward = functools.partial(_convolve, filters=filters, windows=windows)
-        return _Built(lambda x: add_bias(forward(x)), outputs, layer.output_positions(positions))
-
-    def _build_dense(self, layer: Dense, channels: int, positions: Positions, outputs: int) -> "_Built":
-        pixels = math.prod(positions)
-        inputs = pixels * channels
-        draws = self.draws
-        weight = self._draw("dense", [pixels, channels, outputs], float(layer.var_weight.numpy()) / inputs)
-        add_bias = self._bias(layer, outputs)
-
-        def forward(x: tf.Tensor) -> tf.Tensor:
-            flat = tf.reshape(x, [x.shape[0], -1, inputs])
-            return add_bias(_matmul(flat, tf.reshape(weight, [draws, inputs, outputs])))
-
-        return _Built(forward, outputs, ())
-
-    def _bias(self, layer: Conv | Dense, outputs: int) -> Forward:
-        variance = float(layer.var_bias.numpy())
-        if variance == 0:
-            return lambda x: x
-        draws, bias = self.draws, self._draw("bias", [outputs], variance)
-        return lambda x: x + tf.reshape(bias, [draws, *[1] * (x.shape.rank - 2), outputs])
-
-    def _draw(self, name: str, shape: Sequence[int], variance: float) -> tf.Variable:
-        seed = [self._seed, len(self.weights)]
-        values = tf.random.stateless_normal([self.draws, *shape], seed, dtype=self._dtype)
-        # Weights that the prior fixes at 0 stay there.
-        variable = tf.Variable(math.sqrt(variance) * values, trainable=variance > 0, name=f"{name}_{len(self.weights)}")
-        self.weights.append(Weight(variable, variance))
-        return variable
-
-
-class _Built(NamedTuple):
-    forward: Forward
-    channels: int
-    positions: Positions
-
-
-def _has_weights(layer: Layer) -> bool:
-    return isinstance(layer, (Conv, Dense, ChannelMix)) or any(map(_has_weights, layer.children))
-
-
-def _matmul(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+def matmul(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     """[draws or 1, ..., C] times [draws, C, outputs]."""
     shape = tf.shape(x)
     flat = tf.reshape(x, [x.shape[0], -1, x.shape[-1]])
@@ -217,7 +171,7 @@ def _matmul(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     return result
 
 
-def _convolve(x: tf.Tensor, filters: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:
+def convolve(x: tf.Tensor, filters: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:
     """
     A convolution that is batched over draws: [draws or 1, N, *positions, C] with [draws, *sizes, C, outputs].
 
@@ -229,7 +183,7 @@ def _convolve(x: tf.Tensor, filters: tf.Tensor, windows: Sequence[Window]) -> tf
     if x.dtype == tf.float32 and 1 <= len(windows) <= 2:
         return _convolve_in_groups(padded, filters, windows)
     offsets = itertools.product(*(range(w.size) for w in windows))
-    terms = (_matmul(_shifted(padded, windows, offset), filters[(slice(None), *offset)]) for offset in offsets)
+    terms = (matmul(_shifted(padded, windows, offset), filters[(slice(None), *offset)]) for offset in offsets)
     return functools.reduce(tf.add, terms)
 
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from ..errors import ShrunkMapError, UserError
 
+#: The spatial shape of a map: 0 to 3 axes.
+Positions = tuple[int, ...]
+
 #: How a convolution pads its input: as TensorFlow's "SAME", not at all, or as the ResNet of the paper.
 PADDINGS = ("SAME", "VALID", "FIXED")
 

@@ -19,107 +19,19 @@ A layer says what it does to covariances and leaves the loop over pairs of image
 import abc
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import gpflow
 import numpy as np
 import tensorflow as tf
 from gpflow.base import Parameter
-from gpflow.utilities import positive
 
 from ..errors import UserError
 from . import expectations
-from .geometry import PADDINGS, Window
-
-Positions = tuple[int, ...]
-
-
-class State(NamedTuple):
-    """
-    The covariances of one channel between images X [N] and X2 [M], at every position of the map.
-
-    ``cross`` [*positions, N, M]; ``var1`` [*positions, N, 1]; ``var2`` [*positions, 1, M]. The pairs are innermost and
-    contiguous, so that each step of the recursion runs over full vectors. ``cross`` and ``var2`` are None where only
-    the variances of X are wanted. ``sum_dtype`` is the precision of the sums over a patch (:attr:`Layer.sum_dtype`).
-    """
-
-    cross: tf.Tensor | None
-    var1: tf.Tensor
-    var2: tf.Tensor | None
-    sum_dtype: tf.DType
-
-    def map(self, function: Callable[[tf.Tensor], tf.Tensor]) -> "State":
-        """The same map for each of the three."""
-        cross, var1, var2 = (None if t is None else function(t) for t in self[:3])
-        return self._replace(cross=cross, var1=var1, var2=var2)
-
-
-class Layer(gpflow.base.Module, metaclass=abc.ABCMeta):
-    """A map of covariances to covariances, equivalent to a layer with infinitely many channels."""
-
-    @abc.abstractmethod
-    def propagate(self, state: State) -> State:
-        """The covariances after this layer, from those before it."""
-
-    def output_positions(self, positions: Positions) -> Positions:
-        """The shape of the map after this layer. :raises ShrunkMapError: where it would have less than one pixel."""
-        return positions
-
-    @abc.abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What decides this layer's numbers, in JSON's types: equal descriptions mean equal kernels."""
-
-    @property
-    def children(self) -> "Sequence[Layer]":
-        """The layers that this one is made of."""
-        return ()
-
-    def n_covariances(self, positions: Positions) -> int:
-        """How many covariances a pair of images costs in this layer: what its time is about proportional to."""
-        return math.prod(self.output_positions(positions))
-
-    def sum_dtype(self, dtype: tf.DType) -> tf.DType:
-        """
-        The precision in which sums over a patch are taken, for covariances of precision ``dtype``.
-
-        In float64 a sum of float32 numbers is exact, so it doesn't depend on the order in which a matrix product adds:
-        the covariance of two identical patches stays equal to their variance to the last bit, whatever the shapes and
-        the device. Deep erf networks amplify any difference between the two until it ruins the kernel, so they pay
-        the price, as does the step, whose slope there is infinite. ReLU networks don't amplify it.
-        """
-        return functools.reduce(
-            lambda widest, child: max(widest, child.sum_dtype(dtype), key=lambda d: d.size), self.children, dtype
-        )
-
-    def finite(
-        self, width: int, input_shape: Sequence[int], draws: int = 1, outputs: int = 1, seed: int = 0
-    ) -> "tf.Module":
-        """Finite networks of this architecture drawn from the prior: :class:`cnn_gp.kernels.finite.FiniteNetwork`."""
-        from .finite import FiniteNetwork
-
-        return FiniteNetwork(self, width, input_shape, draws=draws, outputs=outputs, seed=seed)
-
-
-def variance_parameter(value: "float | Parameter") -> Parameter:
-    """
-    A variance as a GPflow parameter in float64: positive and trainable, or fixed where it is exactly 0.
-
-    A :class:`gpflow.Parameter` is kept as it is, so that layers can share it.
-
-    :raises UserError: where the value is negative, infinite or not a number.
-    """
-    if isinstance(value, Parameter):
-        return value
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise UserError(
-            f"A variance is {number}; expected a finite number, 0 or more: give var_weight and var_bias so."
-        )
-    if number == 0:
-        # The positive transform has no preimage of 0.
-        return Parameter(0.0, dtype=tf.float64, trainable=False)
-    return Parameter(number, dtype=tf.float64, transform=positive())
+from .finite import FiniteMap, Prior, convolve, matmul
+from .geometry import PADDINGS, Positions, Window
+from .layer import Layer, layer_from_description, variance_parameter
+from .state import State
 
 
 def _per_axis(value: "int | Sequence[int]", rank: int, what: str) -> tuple[int, ...]:
@@ -144,6 +56,8 @@ class Conv(Layer):
     :param var_bias: variance of the bias. 0 means none.
     :param divide_by_patch: divide ``var_weight`` by the number of pixels in the patch (weight variance 1 / fan-in).
     """
+
+    weighted = True
 
     def __init__(
         self,
@@ -192,16 +106,27 @@ class Conv(Layer):
 
         return state.map(convolve)
 
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        windows = self.windows(positions)
+        variance = float(self.scale(positions).numpy()) / channels
+        filters = prior.weight("filter", [*(window.size for window in windows), channels, outputs], variance)
+        add_bias = prior.bias(outputs, float(self.var_bias.numpy()))
+        return FiniteMap(lambda x: add_bias(convolve(x, filters, windows)), outputs, self.output_positions(positions))
+
     def describe(self) -> dict[str, Any]:
         return {
             "layer": "Conv",
-            "filter_size": self.filter_size,
-            "stride": self.stride,
+            "filter_size": _json(self.filter_size),
+            "stride": _json(self.stride),
             "padding": self.padding,
             "divide_by_patch": self.divide_by_patch,
             "var_weight": float(self.var_weight.numpy()),
             "var_bias": float(self.var_bias.numpy()),
         }
+
+
+def _json(sizes: "int | tuple[int, ...]") -> "int | list[int]":
+    return sizes if isinstance(sizes, int) else list(sizes)
 
 
 def _affine(scale: "Parameter | tf.Tensor", covariance: tf.Tensor, bias: Parameter) -> tf.Tensor:
@@ -232,6 +157,8 @@ class Dense(Layer):
     are shared by the positions, would need covariances between positions and is another kernel.
     """
 
+    weighted = True
+
     def __init__(
         self,
         var_weight: "float | Parameter" = 1.0,
@@ -254,6 +181,18 @@ class Dense(Layer):
             return tf.cast(_affine(self.var_weight, mean, self.var_bias), covariance.dtype)
 
         return state.map(read_out)
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        pixels = math.prod(positions)
+        inputs = pixels * channels
+        weight = prior.weight("dense", [pixels, channels, outputs], float(self.var_weight.numpy()) / inputs)
+        add_bias = prior.bias(outputs, float(self.var_bias.numpy()))
+
+        def forward(x: tf.Tensor) -> tf.Tensor:
+            flat = tf.reshape(x, [x.shape[0], -1, inputs])
+            return add_bias(matmul(flat, tf.reshape(weight, [weight.shape[0], inputs, outputs])))
+
+        return FiniteMap(forward, outputs, ())
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -293,6 +232,9 @@ class Nonlinearity(Layer):
     def propagate(self, state: State) -> State:
         cross = None if state.cross is None else self.expectation(state.cross, state.var1, state.var2)
         return state.map(self.variance)._replace(cross=cross)
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        return FiniteMap(self.apply, channels, positions)
 
 
 class ExReLU(Nonlinearity):
@@ -354,11 +296,17 @@ class ChannelMix(Layer):
     which the sum of two maps after a nonlinearity needs to be equivalent to the sum of their covariances.
     """
 
+    weighted = True
+
     def propagate(self, state: State) -> State:
         return state
 
     def n_covariances(self, positions: Positions) -> int:
         return 0
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        mix = prior.weight("mix", [channels, outputs], 1 / channels)
+        return FiniteMap(lambda x: matmul(x, mix), outputs, positions)
 
     def describe(self) -> dict[str, Any]:
         return {"layer": "ChannelMix"}
@@ -388,8 +336,21 @@ class Sequential(Layer):
             positions = layer.output_positions(positions)
         return total
 
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        last_weighted = max((i for i, layer in enumerate(self.layers) if layer.has_weights), default=-1)
+        steps = []
+        for i, layer in enumerate(self.layers):
+            step = layer.finite_map(prior, channels, positions, prior.width if i < last_weighted else outputs)
+            channels, positions = step.channels, step.positions
+            steps.append(step.forward)
+        return FiniteMap(lambda x: functools.reduce(lambda x, step: step(x), steps, x), channels, positions)
+
     def describe(self) -> dict[str, Any]:
         return {"layer": "Sequential", "layers": [layer.describe() for layer in self.layers]}
+
+    @classmethod
+    def from_arguments(cls, layers: Sequence[dict[str, Any]]) -> "Sequential":  # type: ignore[override]
+        return cls(*map(layer_from_description, layers))
 
 
 class Sum(Layer):
@@ -429,8 +390,23 @@ class Sum(Layer):
     def n_covariances(self, positions: Positions) -> int:
         return sum(branch.n_covariances(positions) for branch in self.branches)
 
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        left = self.output_positions(positions)  # refuses maps of different sizes
+        branches = [branch.finite_map(prior, channels, positions, outputs) for branch in self.branches]
+        counts = [branch.channels for branch in branches]
+        if len(set(counts)) > 1:
+            raise UserError(
+                f"A sum adds maps of {' and '.join(map(str, counts))} channels; expected equal numbers: put a "
+                "ChannelMix() or a convolution before the first skip connection."
+            )
+        return FiniteMap(lambda x: functools.reduce(tf.add, [b.forward(x) for b in branches]), counts[0], left)
+
     def describe(self) -> dict[str, Any]:
         return {"layer": "Sum", "branches": [branch.describe() for branch in self.branches]}
+
+    @classmethod
+    def from_arguments(cls, branches: Sequence[dict[str, Any]]) -> "Sum":  # type: ignore[override]
+        return cls(*map(layer_from_description, branches))
 
 
 def _checked_layers(layers: Iterable[Layer]) -> list[Layer]:
@@ -439,30 +415,3 @@ def _checked_layers(layers: Iterable[Layer]) -> list[Layer]:
         if not isinstance(layer, Layer):
             raise UserError(f"{layer!r} is a {type(layer).__name__}; expected a layer of cnn_gp.kernels.layers.")
     return layers
-
-
-def input_state(X: tf.Tensor, X2: tf.Tensor | None, input_shape: Sequence[int], sum_dtype: tf.DType) -> State:
-    """
-    The covariances of the inputs: at each position the mean over channels of the products.
-
-    :param X: [N, D], flattened channel first, D the number of entries of ``input_shape``.
-    :param X2: [M, D], or None for the variances alone.
-    :param input_shape: [C, *positions].
-    :param sum_dtype: the precision of the sums over a patch from here on.
-    """
-    channels, *positions = input_shape
-
-    def images(X: tf.Tensor) -> tf.Tensor:
-        # In float64, where products of float32 numbers are exact: see Layer.sum_dtype.
-        return tf.reshape(tf.cast(X, tf.float64), [-1, channels, math.prod(positions)])
-
-    def shaped(covariance: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(tf.cast(covariance, X.dtype), tf.concat([positions, tf.shape(covariance)[1:]], 0))
-
-    x = images(X)
-    var1 = shaped(tf.transpose(tf.reduce_mean(x * x, axis=1))[:, :, None])
-    if X2 is None:
-        return State(None, var1, None, sum_dtype)
-    x2 = images(X2)
-    var2 = shaped(tf.transpose(tf.reduce_mean(x2 * x2, axis=1))[:, None, :])
-    return State(shaped(tf.einsum("ncp,mcp->pnm", x, x2) / channels), var1, var2, sum_dtype)

@@ -12,12 +12,9 @@ from gpflow.kernels.base import ActiveDims
 
 from ..errors import UserError
 from .geometry import checked_input_shape
-from .layers import (
-    Layer,
-    Sequential,
-    State,
-    input_state,
-)
+from .layer import Layer
+from .layers import Sequential
+from .state import State, input_state
 
 
 class NNGPKernel(gpflow.kernels.Kernel):

@@ -2,7 +2,7 @@
 The polynomials that stand in for arcsine and arccosine in float32, in ascending powers.
 
 Shared by the two engines, so that both compute the same kernel. Each was fitted for the smallest largest error; the
-bounds are tested over the whole interval (tests/test_expectations.py, tests/test_fused.py).
+bounds are tested over the whole interval (tests/kernels/test_expectations.py, tests/engines/test_fused.py).
 """
 
 #: sin t - t cos t = h^(3/2) P(h), with h = (1 - cos t) / 2 in [0, 1/2]: relative error 1.2e-7.

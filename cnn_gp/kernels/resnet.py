@@ -7,7 +7,8 @@ from gpflow.kernels.base import ActiveDims
 
 from ..errors import UserError
 from .geometry import check_data_format
-from .layers import Conv, Dense, Layer, Nonlinearity, Sequential, Sum, variance_parameter
+from .layer import Layer, variance_parameter
+from .layers import Conv, Dense, Nonlinearity, Sequential, Sum
 from .nngp import NNGPKernel
 
 

@@ -11,18 +11,9 @@ import tensorflow as tf
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels import layers
 from cnn_gp.kernels.geometry import Window
-from cnn_gp.kernels.layers import (
-    ChannelMix,
-    Conv,
-    Dense,
-    ExErf,
-    ExReLU,
-    Layer,
-    Nonlinearity,
-    Sequential,
-    State,
-    Sum,
-)
+from cnn_gp.kernels.layer import Layer, layer_from_description
+from cnn_gp.kernels.layers import ChannelMix, Conv, Dense, ExErf, ExReLU, Nonlinearity, Sequential, Sum
+from cnn_gp.kernels.state import State, input_state
 
 # For each layer: another one of other hyperparameters.
 CASES = {
@@ -39,9 +30,7 @@ CASES = {
 def state_of(rng, positions, n, dtype=np.float64, sum_dtype=None):
     """The covariances of n random images with four channels, with themselves."""
     x = rng.normal(size=[n, 4, *positions]).astype(dtype)
-    return layers.input_state(
-        tf.reshape(x, [n, -1]), tf.reshape(x, [n, -1]), [4, *positions], tf.as_dtype(sum_dtype or dtype)
-    )
+    return input_state(tf.reshape(x, [n, -1]), tf.reshape(x, [n, -1]), [4, *positions], tf.as_dtype(sum_dtype or dtype))
 
 
 def test_every_layer_is_covered():
@@ -100,6 +89,38 @@ def test_descriptions_are_json_and_tell_layers_apart(layer, other):
     text = json.dumps(layer.describe())
     assert json.loads(text)["layer"] == type(layer).__name__
     assert other is None or json.dumps(other.describe()) != text
+
+
+@pytest.mark.parametrize("layer", [*(case for case, _ in CASES.values()), Conv((3, 2), [1, 2])], ids=str)
+def test_a_layer_is_made_again_from_its_description(layer):
+    description = layer.describe()
+    again = layer_from_description(json.loads(json.dumps(description)))
+    assert type(again) is type(layer)
+    assert json.loads(json.dumps(description)) == description == again.describe()
+
+
+def test_a_layer_of_ones_own_is_made_again_too_but_has_no_finite_version():
+    class Halved(ChannelMix):
+        def describe(self):
+            return {"layer": "Halved"}
+
+    class Bare(Layer):
+        def propagate(self, state):
+            return state
+
+        def describe(self):
+            return {"layer": "Bare"}
+
+    again = layer_from_description(Sequential(Halved(), Bare(), Dense()).describe())
+    assert [type(layer) for layer in again.layers] == [Halved, Bare, Dense]
+    with pytest.raises(UserError, match=r"^Bare has no finite version; expected the layers of .*[^\n]$"):
+        again.finite(3, [1, 4, 4])
+
+
+@pytest.mark.parametrize("kind", ["Attention", "Nonlinearity", "Layer"])
+def test_an_unknown_layer_is_one_line(kind):
+    with pytest.raises(UserError, match=rf"has a layer {kind}; expected one of .*Conv, Dense.*, Sum.*[^\n]$"):
+        layer_from_description({"layer": "Sequential", "layers": [{"layer": kind}]})
 
 
 # For each argument of a layer's constructor: another value than its default (a filter size's is 3 here).
