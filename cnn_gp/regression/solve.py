@@ -6,9 +6,10 @@ Noise and jitter are relative to ``mean_diagonal``, the mean of K(x, x) over the
 jitter is added for numerical reasons only, where the factorisation fails.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,7 @@ def solve(
     times = dict.fromkeys(("read", "factorise", "solve", "spectrum"), 0.0)
 
     def factor_at(jitter: float) -> Factor:
-        return _factor(gram, N, (jitter + noise) * mean_diagonal, times, client)
+        return _assemble_and_factorise(gram, N, (jitter + noise) * mean_diagonal, times, client)
 
     factor, jitter = _climb_jitter_ladder(factor_at, jitter, N, say, images)
     with _timed(times, "solve"):
@@ -138,7 +139,9 @@ def solve(
     )
 
 
-def _factor(gram: GramMatrix, N: int, added: float, times: dict[str, float], client: "Client | None") -> Factor:
+def _assemble_and_factorise(
+    gram: GramMatrix, N: int, added: float, times: dict[str, float], client: "Client | None"
+) -> Factor:
     """The factor of the leading [N, N] of K plus ``added`` on the diagonal. :raises NotPositiveDefinite:"""
     if client is not None:
         from .dask_cholesky import ClusterFactor
@@ -245,14 +248,11 @@ def _describe_duplicates(images: Callable[[], np.ndarray], order: int) -> str:
     return ""
 
 
-class _timed:
-    """Adds the seconds that its block took."""
-
-    def __init__(self, times: dict[str, float], name: str) -> None:
-        self._times, self._name = times, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._times[self._name] += time.perf_counter() - self._start
+@contextlib.contextmanager
+def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the seconds that its block takes to ``times[name]``, also where it fails."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        times[name] += time.perf_counter() - start
