@@ -119,9 +119,9 @@ class CholeskyFactor:
 
     def make_room(self, folder: Path) -> None:
         """
-        Move the factor to a file without a name, which goes with this object or its process; it is read as needed.
+        Move the factor to a temporary file that is deleted with this object or its process; blocks are read as needed.
 
-        :raises UserError: where the folder's disk hasn't the room.
+        :raises UserError: where the folder's disk is too full.
         """
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
@@ -134,7 +134,7 @@ class CholeskyFactor:
         except OSError as error:
             n_bytes = sum(block.nbytes for row in self._blocks for block in row)
             raise UserError(
-                f"The factor can't be put aside in {folder} ({error}): free {n_bytes / 1e9:.1f} GB there, "
+                f"The factor can't be moved to a file in {folder} ({error}): free {n_bytes / 1e9:.1f} GB there, "
                 "or give one --noise at a time."
             ) from error
 

@@ -52,13 +52,19 @@ class GramMatrix(Protocol):
 
 @dataclass(frozen=True)
 class ArrayKernel:
-    """A :class:`KernelMatrix` in memory."""
+    """A :class:`KernelMatrix` in memory. :raises ValueError: where the shapes don't fit."""
 
     K: np.ndarray
     """[M, N]"""
     prior_variances: np.ndarray
     """[M]"""
     n_max: int = 500
+
+    def __post_init__(self) -> None:
+        if self.K.ndim != 2 or self.prior_variances.shape != self.K.shape[:1]:
+            raise ValueError(
+                f"K has shape {self.K.shape} and prior_variances {self.prior_variances.shape}; expected [M, N] and [M]."
+            )
 
     def rows(self) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`KernelMatrix.rows`"""
@@ -72,11 +78,19 @@ class ArrayKernel:
 
 @dataclass(frozen=True)
 class ArrayGram:
-    """A :class:`GramMatrix` in memory. A cluster's workers are sent the whole of it."""
+    """
+    A :class:`GramMatrix` in memory. A cluster's workers are sent the whole of it.
+
+    :raises ValueError: where K isn't square.
+    """
 
     K: np.ndarray
     """[N, N]"""
     n_max: int = 500
+
+    def __post_init__(self) -> None:
+        if self.K.ndim != 2 or self.K.shape[0] != self.K.shape[1]:
+            raise ValueError(f"K has shape {self.K.shape}; expected a square matrix [N, N].")
 
     @property
     def N(self) -> int:

@@ -244,7 +244,7 @@ def _describe_duplicates(images: Callable[[], np.ndarray], order: int) -> str:
     for index, image in enumerate(leading):
         earlier = first.setdefault(image.tobytes(), index)
         if earlier != index:
-            return f" Training images {earlier} and {index} are equal: without noise or jitter it can't be."
+            return f" Training images {earlier} and {index} are equal: the matrix is singular without noise or jitter."
     return ""
 
 

@@ -263,7 +263,7 @@ class RunDirectory:
 
     def read_rows(self, matrix: str) -> Iterator[tuple[BlockRow, np.ndarray]]:
         """
-        The stored rows of blocks of a matrix, in order, as they were computed (float32 or float64).
+        The stored rows of tiles of a matrix, in order, as they were computed (float32 or float64).
 
         :raises UserError: where a part can't be read or its checksum is wrong.
         """

@@ -62,7 +62,7 @@ def test_a_factor_makes_room_and_goes_on(tmp_path):
         return factor.solve(B), factor.times(B), factor.inverse_diagonal(), factor.log_determinant()
 
     before = results()
-    with pytest.raises(UserError, match=r"can't be put aside in .*: free 0.0 GB there, or give one --noise"):
+    with pytest.raises(UserError, match=r"can't be moved to a file in .*: free 0.0 GB there, or give one --noise"):
         factor.make_room(tmp_path / "missing")
     factor.make_room(tmp_path)
     assert all(isinstance(block, np.memmap) for row in factor._blocks for block in row)

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from cnn_gp.regression.gram_matrix import ArrayGram, gram_times, leading_rows
+from cnn_gp.regression.gram_matrix import ArrayGram, ArrayKernel, gram_times, leading_rows
 from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
 from cnn_gp.regression.lower_triangle import assemble
@@ -112,3 +112,10 @@ def test_only_the_upper_triangle_is_read(tmp_path, N):
     alpha = np.random.default_rng(0).normal(size=(N, 3))
     np.testing.assert_allclose(gram_times(ArrayGram(upper, 5), alpha), K[:, :N] @ alpha, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(assemble(ArrayGram(upper, 5), N).matrix(), K[:N, :N])
+
+
+def test_arrays_of_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"K has shape \(2, 3\); expected a square matrix"):
+        ArrayGram(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"K has shape \(2, 3\) and prior_variances \(3,\); expected \[M, N\] and"):
+        ArrayKernel(np.zeros((2, 3)), np.zeros(3))

@@ -245,6 +245,15 @@ def test_no_run_there_names_the_runs_that_are(tmp_path):
         RunDirectory(tmp_path, "other").description()
 
 
+def test_the_images_of_each_set_in_the_runs_precision(tmp_path):
+    data = make_data()
+    images = begin(tmp_path, data, float_type="float64").images()
+    assert list(images) == ["X", "Xv", "Xt"]
+    for name, X in zip(images, (data.X, data.Xv, data.Xt), strict=True):
+        np.testing.assert_array_equal(images[name], X)
+        assert images[name].dtype == np.float64
+
+
 def test_delete_parts_keeps_the_description(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
