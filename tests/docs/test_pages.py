@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -53,6 +54,13 @@ def test_paths_named_in_the_documents_exist():
                 r"`((?:cnn_gp|tests|docs|benchmarks|scripts)/[\w./]+)`", (ROOT / document).read_text()
             ):
                 assert (ROOT / path).exists(), (document, path)
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert [line.split()[1] for line in listed.splitlines() if line.startswith("make ")] == targets.split()
 
 
 def test_the_constraints_are_the_versions_behind_the_results():
