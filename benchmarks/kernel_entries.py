@@ -143,8 +143,10 @@ def report(measurements: list[dict[str, Any]]) -> str:
             if ours is not None:
                 cells[3] += f" ({ours['tile']})"
             for other in (ours, peer):
-                both = fused is not None and other is not None
-                cells.append(f"{other['us_per_entry'] / fused['us_per_entry']:.1f}" if both else "")
+                if fused is None or other is None:
+                    cells.append("")
+                else:
+                    cells.append(f"{other['us_per_entry'] / fused['us_per_entry']:.1f}")
             cells.append("" if fused is None else f"{100 * fraction_of_peak(fused):.0f} %")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -10,23 +10,27 @@ one line of JSON: microseconds per entry and the first kernel values.
 import argparse
 import json
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from neural_tangents import stax
 
+#: stax's (init_fn, apply_fn, kernel_fn).
+StaxLayer = tuple[Any, Any, Any]
 
-def nonlinearity(sqrt2: bool):
+
+def nonlinearity(sqrt2: bool) -> StaxLayer:
     return stax.ABRelu(0.0, 2.0**0.5) if sqrt2 else stax.Relu()
 
 
-def resnet(depth: int = 32, n_blocks: int = 3):
+def resnet(depth: int = 32, n_blocks: int = 3) -> StaxLayer:
     """The paper's ResNet; stax.Conv divides by the fan-in, and Flatten + Dense take the mean over positions."""
 
-    def conv(size: int, stride: int = 1):
+    def conv(size: int, stride: int = 1) -> StaxLayer:
         return stax.Conv(1, (size, size), (stride, stride), "SAME", W_std=1.0, b_std=None)
 
-    def branch(stride: int):
+    def branch(stride: int) -> StaxLayer:
         return stax.serial(conv(3, stride), stax.Relu(), conv(3))
 
     units = []
@@ -41,11 +45,11 @@ def resnet(depth: int = 32, n_blocks: int = 3):
     return stax.serial(conv(3), *units, stax.Flatten(), dense, stax.Relu(), dense)
 
 
-def deep(n_layers: int, size: int, var_weight: float, var_bias: float, skip: bool):
+def deep(n_layers: int, size: int, var_weight: float, var_bias: float, skip: bool) -> StaxLayer:
     """The random search's networks: the weight variance isn't divided by the patch."""
     w, b = (var_weight * size * size) ** 0.5, var_bias**0.5
 
-    def mix():
+    def mix() -> StaxLayer:
         # neural-tangents only adds Gaussian maps: a 1x1 convolution makes them so and leaves their covariances.
         return stax.Conv(1, (1, 1), W_std=1.0, b_std=None)
 

@@ -2,11 +2,18 @@
 
 import itertools
 import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+#: Of a covariance and two variances.
+Expectation = Callable[[float, float, float], float]
 
-def relu(c, v1, v2):
+Positions = tuple[int, ...]
+
+
+def relu(c: float, v1: float, v2: float) -> float:
     if v1 == 0 or v2 == 0:
         return 0.0
     cosine = max(-1.0, min(1.0, c / math.sqrt(v1 * v2)))
@@ -14,31 +21,40 @@ def relu(c, v1, v2):
     return math.sqrt(v1 * v2) / (2 * math.pi) * (math.sin(theta) + (math.pi - theta) * cosine)
 
 
-def step(c, v1, v2):
+def step(c: float, v1: float, v2: float) -> float:
     return (math.pi - math.acos(max(-1.0, min(1.0, c / math.sqrt(v1 * v2))))) / (2 * math.pi)
 
 
-def erf(c, v1, v2):
+def erf(c: float, v1: float, v2: float) -> float:
     return 2 / math.pi * math.asin(2 * c / math.sqrt((1 + 2 * v1) * (1 + 2 * v2)))
 
 
 class Pair:
     """Covariance and both variances of two images at every position: a dict from position to (c, v1, v2)."""
 
-    def __init__(self, shape, values):
+    def __init__(self, shape: Sequence[int], values: Mapping[Positions, Sequence[float]]) -> None:
         self.shape, self.values = tuple(shape), values
 
     @classmethod
-    def of(cls, x, y):
+    def of(cls, x: np.ndarray, y: np.ndarray) -> "Pair":
         """From images [C, *positions]."""
         shape = x.shape[1:]
         values = {}
         for p in itertools.product(*map(range, shape)):
-            a, b = x[(slice(None), *p)], y[(slice(None), *p)]
+            place: tuple[Any, ...] = (slice(None), *p)
+            a, b = x[place], y[place]
             values[p] = (np.mean(a * b), np.mean(a * a), np.mean(b * b))
         return cls(shape, values)
 
-    def conv(self, size, stride, padding, var_weight, var_bias, divide=False):
+    def conv(
+        self,
+        size: "int | Positions",
+        stride: "int | Positions",
+        padding: str,
+        var_weight: float,
+        var_bias: float,
+        divide: bool = False,
+    ) -> "Pair":
         rank = len(self.shape)
         size = (size,) * rank if isinstance(size, int) else size
         stride = (stride,) * rank if isinstance(stride, int) else stride
@@ -65,22 +81,32 @@ class Pair:
             values[o] = tuple(scale * total + var_bias)
         return Pair(out, values)
 
-    def phi(self, expectation, factor=1.0):
+    def phi(self, expectation: Expectation, factor: float = 1.0) -> "Pair":
         values = {}
         for p, (c, v1, v2) in self.values.items():
             values[p] = tuple(factor * expectation(*a) for a in ((c, v1, v2), (v1, v1, v1), (v2, v2, v2)))
         return Pair(self.shape, values)
 
-    def dense(self, var_weight, var_bias):
+    def dense(self, var_weight: float, var_bias: float) -> "Pair":
         mean = np.mean(list(self.values.values()), axis=0)
         return Pair((), {(): tuple(var_weight * mean + var_bias)})
 
-    def __add__(self, other):
+    def __add__(self, other: "Pair") -> "Pair":
         assert self.shape == other.shape
         return Pair(self.shape, {p: tuple(np.add(v, other.values[p])) for p, v in self.values.items()})
 
 
-def deep(pair, sizes, strides, padding, expectation, factor, var_weight, var_bias, skips=()):
+def deep(
+    pair: Pair,
+    sizes: Sequence["int | Positions"],
+    strides: Sequence["int | Positions"],
+    padding: str,
+    expectation: Expectation,
+    factor: float,
+    var_weight: float,
+    var_bias: float,
+    skips: Container[int] = (),
+) -> float:
     """DeepKernel's recursion. :param skips: indices of the convolutions that have a skip connection before them."""
     z = previous = pair
     for i, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
@@ -91,10 +117,18 @@ def deep(pair, sizes, strides, padding, expectation, factor, var_weight, var_bia
     return z.dense(var_weight, var_bias).values[()][0]
 
 
-def resnet(pair, block_sizes, block_strides, kernel_size, var_weight, var_bias, conv_stride=1):
+def resnet(
+    pair: Pair,
+    block_sizes: Sequence[int],
+    block_strides: Sequence[int],
+    kernel_size: int,
+    var_weight: float,
+    var_bias: float,
+    conv_stride: int = 1,
+) -> float:
     """ResnetKernel's recursion, with the ReLU."""
 
-    def conv(z, size, stride=1):
+    def conv(z: Pair, size: int, stride: int = 1) -> Pair:
         return z.conv(size, stride, "FIXED", var_weight, 0.0, divide=True)
 
     z = conv(pair, kernel_size, conv_stride)
@@ -107,7 +141,7 @@ def resnet(pair, block_sizes, block_strides, kernel_size, var_weight, var_bias, 
     return z.dense(var_weight, var_bias).phi(relu).dense(var_weight, var_bias).values[()][0]
 
 
-def matrix(X, X2, input_shape, recursion):
+def matrix(X: np.ndarray, X2: np.ndarray, input_shape: Sequence[int], recursion: Callable[[Pair], float]) -> np.ndarray:
     """The kernel matrix of a recursion for one pair."""
     images, images2 = (np.reshape(A, [-1, *input_shape]) for A in (X, X2))
     return np.array([[recursion(Pair.of(x, y)) for y in images2] for x in images])

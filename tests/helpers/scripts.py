@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 from .paths import ROOT
 
@@ -12,12 +13,12 @@ SMALL = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 
-def script(name, *flags, **options):
+def script(name: str, *flags: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, **options)
 
 
-def refused(process, said, status=1):
+def refused(process: subprocess.CompletedProcess[str], said: str, status: int = 1) -> None:
     """The process ended with one line on standard error."""
     assert process.returncode == status, process.stderr
     lines = process.stderr.strip().splitlines()

@@ -1,12 +1,14 @@
 """Small runs with a kernel in NumPy, for tests of everything but the mathematics."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.compute.worker import Job
 from cnn_gp.data.datasets import Dataset
+from cnn_gp.engines.engine import Progress
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
 
@@ -19,7 +21,7 @@ class NumpyEngine:
     def __init__(self) -> None:
         self.calls = 0
 
-    def matrix(self, X, X2=None, progress=None):
+    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         self.calls += 1
         X2 = X if X2 is None else X2
         distances = ((X[:, None, :].astype(np.float64) - X2[None, :, :]) ** 2).sum(-1)
@@ -27,14 +29,14 @@ class NumpyEngine:
             progress(distances.size)
         return (2 * np.exp(-0.5 * distances)).astype(X.dtype)
 
-    def diag(self, X):
+    def diag(self, X: np.ndarray) -> np.ndarray:
         return np.full(len(X), 2, X.dtype)
 
-    def first_non_finite(self, x, x2):
+    def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
         return "layers[1] (ExReLU)"
 
 
-def make_data(N_train=23, N_vali=9, N_test=7, n_classes=3, seed=0) -> Dataset:
+def make_data(N_train: int = 23, N_vali: int = 9, N_test: int = 7, n_classes: int = 3, seed: int = 0) -> Dataset:
     """Images of two pixels in as many clusters as there are classes."""
     rng = np.random.default_rng(seed)
     N = N_train + N_vali + N_test
@@ -44,9 +46,9 @@ def make_data(N_train=23, N_vali=9, N_test=7, n_classes=3, seed=0) -> Dataset:
     return Dataset("made", X[:a], Y[:a], X[a:b], Y[a:b], X[b:], Y[b:], (1, 1, 2), n_classes)
 
 
-def make_description(data: Dataset, n_max=5, float_type="float64", **changes) -> Description:
+def make_description(data: Dataset, n_max: int = 5, float_type: str = "float64", **changes: Any) -> Description:
     N_train, N_vali, N_test = data.sizes
-    fields = {
+    fields: dict[str, Any] = {
         "model": "convnet_gp",
         "kernel": {"input_shape": [1, 1, 2], "network": {"layer": "Dense", "var_weight": 1.0, "var_bias": 0.0}},
         "dataset": data.name,
@@ -62,18 +64,18 @@ def make_description(data: Dataset, n_max=5, float_type="float64", **changes) ->
     return Description(**{**fields, **changes})
 
 
-def begin(path: Path, data: Dataset, **changes) -> RunDirectory:
+def begin(path: Path, data: Dataset, **changes: Any) -> RunDirectory:
     run = RunDirectory(path, "small")
     run.begin(make_description(data, **changes), data)
     return run
 
 
-def compute(run: RunDirectory, engine: NumpyEngine | None = None, **options) -> bool:
+def compute(run: RunDirectory, engine: NumpyEngine | None = None, **options: Any) -> bool:
     """Compute what is missing, in this process, with an engine of which the test keeps hold."""
     return compute_run(Job(str(run.workdir), run.name, lambda device: engine or NumpyEngine()), **options)
 
 
-def complete(path: Path, data: Dataset, engine=None, **changes) -> RunDirectory:
+def complete(path: Path, data: Dataset, engine: NumpyEngine | None = None, **changes: Any) -> RunDirectory:
     run = begin(path, data, **changes)
     compute(run, engine)
     return run

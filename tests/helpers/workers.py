@@ -5,13 +5,16 @@ import multiprocessing
 import os
 import signal
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.compute.worker import Job
+from cnn_gp.engines.engine import Progress
 
 from .small_runs import NumpyEngine
 
@@ -21,11 +24,11 @@ SIZES = {"N_train": 120, "N_vali": 40, "N_test": 30}
 class SlowEngine(NumpyEngine):
     """Takes its time, so that a kill finds it at work."""
 
-    def __init__(self, device="cpu", seconds=0.02):
+    def __init__(self, device: str = "cpu", seconds: float = 0.02) -> None:
         super().__init__()
         self.seconds = seconds
 
-    def matrix(self, X, X2=None, progress=None):
+    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         time.sleep(self.seconds)
         return super().matrix(X, X2, progress)
 
@@ -33,11 +36,11 @@ class SlowEngine(NumpyEngine):
 class DyingEngine(SlowEngine):
     """Kills its process once in all, at the third matrix."""
 
-    def __init__(self, device="cpu", marker=""):
+    def __init__(self, device: str = "cpu", marker: str = "") -> None:
         super().__init__()
         self.marker = Path(marker)
 
-    def matrix(self, X, X2=None, progress=None):
+    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         if self.calls == 2:
             try:
                 self.marker.touch(exist_ok=False)
@@ -48,21 +51,27 @@ class DyingEngine(SlowEngine):
         return super().matrix(X, X2, progress)
 
 
-def work(path, seconds=0.02, claim_timeout=60.0, heartbeat=10.0, shard=(1, 1)):
+def work(
+    path: Path,
+    seconds: float = 0.02,
+    claim_timeout: float = 60.0,
+    heartbeat: float = 10.0,
+    shard: tuple[int, int] = (1, 1),
+) -> None:
     """A process of its own: compute what is missing."""
     engine = functools.partial(SlowEngine, seconds=seconds)
     compute_run(Job(str(path), "small", engine, claim_timeout, heartbeat), shard=shard)
 
 
-def start(*arguments, **options):
+def start(*arguments: Any, **options: Any) -> SpawnProcess:
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments, kwargs=options)
     process.start()
     return process
 
 
-def datasets_of(path):
+def datasets_of(path: Path) -> dict[tuple[str, str], bytes]:
     """Every byte of the matrices, by part and dataset."""
-    found = {}
+    found: dict[tuple[str, str], bytes] = {}
     for part in sorted(Path(path, "small").glob("K*.h5")):
         with h5py.File(part) as file:
             file.visititems(
@@ -74,15 +83,15 @@ def datasets_of(path):
 
 
 class NaNEngine(NumpyEngine):
-    def __init__(self, device):
+    def __init__(self, device: str) -> None:
         super().__init__()
 
-    def matrix(self, X, X2=None, progress=None):
+    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         K = super().matrix(X, X2, progress)
         K[-1, 0] = np.inf
         return K
 
 
 class AlwaysDying(NumpyEngine):
-    def __init__(self, device):
+    def __init__(self, device: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
