@@ -41,6 +41,8 @@ class Claims:
         self._heartbeat = heartbeat
         self._me = {"host": host_id(), "pid": os.getpid(), "started": started(os.getpid()), "token": uuid.uuid4().hex}
         self._held: set[str] = set()
+        self._watched: dict[Path, tuple[float | None, float]] = {}
+        """When a file that is waited for was touched, and since when this process has seen it so."""
         self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,10 +51,13 @@ class Claims:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def take(self, name: str) -> bool:
-        """Claim a part; False where another process is at work on it."""
+        """
+        Claim a part; False where another process is at work on it.
+
+        :raises UserError: where no claim can be made.
+        """
         if not self._create(name):
-            owner = self._owner(name)
-            if owner is not None and not self._abandoned(name, owner):
+            if not self._abandoned(name):
                 return False
             self._remove_abandoned(name)
             if not self._create(name):
@@ -62,12 +67,11 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Give a claim back, unless another process took it over meanwhile."""
+        """Give a claim back, unless another process took it over meanwhile. It raises nothing: a claim times out."""
         with self._lock:
             self._held.discard(name)
-        owner = self._owner(name)
-        if owner is not None and owner.get("token") == self._me["token"]:
-            with contextlib.suppress(FileNotFoundError):
+        if self._owner(name).get("token") == self._me["token"]:
+            with contextlib.suppress(OSError):
                 self._path(name).unlink()
 
     def release_all(self) -> None:
@@ -81,33 +85,48 @@ class Claims:
         return self._folder / f"{name}.claim"
 
     def _create(self, name: str) -> bool:
+        path = self._path(name)
         try:
-            handle = os.open(self._path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(self._me))
+        except OSError as error:
+            raise _not_made(path, error) from error
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(json.dumps(self._me))
+        except OSError as error:
+            # An empty claim would keep everybody waiting.
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise _not_made(path, error) from error
         return True
 
-    def _owner(self, name: str) -> dict[str, Any] | None:
-        """Who holds a claim: None where there is none, {} where it is being written, or was cut short."""
-        try:
-            return json.loads(self._path(name).read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            return {}
+    def _owner(self, name: str) -> dict[str, Any]:
+        return _read(self._path(name))
 
-    def _abandoned(self, name: str, owner: dict[str, Any]) -> bool:
+    def _abandoned(self, name: str) -> bool:
+        owner = self._owner(name)
         if owner.get("host") == self._me["host"] and owner.get("started") != started(owner["pid"]):
             return True
-        return self._older_than_timeout(self._path(name))
+        return self._is_silent(self._path(name))
 
-    def _older_than_timeout(self, path: Path) -> bool:
+    def _is_silent(self, path: Path) -> bool:
+        """
+        Whether a file wasn't touched for the timeout, by the file system's clock or by this process's own.
+
+        The second is for files whose time is in the future, where a clock was set back.
+        """
         try:
-            return self._now() - path.stat().st_mtime > self._timeout
-        except FileNotFoundError:
+            touched = path.lstat().st_mtime
+        except OSError:
             return False
+        now = time.monotonic()
+        last, since = self._watched.get(path, (None, now))
+        if last != touched:
+            self._watched[path] = touched, now
+            since = now
+        return self._now() - touched > self._timeout or now - since > self._timeout
 
     def _now(self) -> float:
         """The file system's time: the clocks of two hosts can differ by more than the timeout."""
@@ -126,21 +145,25 @@ class Claims:
         Remove a claim if it is abandoned, at a time when no other process does.
 
         A process that looked earlier would otherwise remove the claim of one that has just taken over.
+
+        :raises UserError: where it can't be removed.
         """
         guard = self._folder / f"{name}.takeover"
         try:
             os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             # Somebody else is at it, or died at it.
-            if self._older_than_timeout(guard):
-                guard.unlink(missing_ok=True)
+            if self._is_silent(guard):
+                _remove(guard)
             return
+        except OSError as error:
+            raise _not_made(guard, error) from error
         try:
-            owner = self._owner(name)
-            if owner is not None and self._abandoned(name, owner):
-                self._path(name).unlink(missing_ok=True)
+            if self._abandoned(name):
+                _remove(self._path(name))
         finally:
-            guard.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                guard.unlink()
 
     def _beat(self) -> None:
         while True:
@@ -157,9 +180,34 @@ def claimed(folder: Path) -> dict[str, str]:
     """Which parts are claimed, and by whom ("process PID on HOST, heartbeat N s ago"): for people."""
     result = {}
     for path in sorted(folder.glob("*.claim")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            owner = json.loads(path.read_text())
-            age = max(0.0, time.time() - path.stat().st_mtime)
-            host = owner["host"].split("/")[0]
-            result[path.stem] = f"process {owner['pid']} on {host}, heartbeat {age:.0f} s ago"
+        owner = _read(path)
+        with contextlib.suppress(OSError):
+            age = max(0.0, time.time() - path.lstat().st_mtime)
+            who = f"process {owner['pid']} on {owner['host'].split('/')[0]}" if owner else "an unreadable claim"
+            result[path.stem] = f"{who}, heartbeat {age:.0f} s ago"
     return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Who holds a claim: {} where there is none, and where it is being written, was cut short or isn't one."""
+    try:
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(owner, dict) or not isinstance(owner.get("host"), str) or not isinstance(owner.get("pid"), int):
+        return {}
+    return owner
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} is nobody's and can't be removed ({error.strerror}): remove it yourself.") from error
+
+
+def _not_made(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} can't be made ({error.strerror}), so that no part can be claimed: free some space, or check the "
+        "folder's permissions, then start again; what was finished is kept."
+    )

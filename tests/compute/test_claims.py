@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cnn_gp.compute.claims import Claims, claimed
+from cnn_gp.errors import UserError
 
 
 def test_a_claim_is_one_processs(tmp_path):
@@ -77,3 +78,74 @@ def test_of_many_that_take_over_an_abandoned_claim_one_wins(tmp_path):
         with ThreadPoolExecutor(8) as pool:
             won += pool.map(lambda claims: [i for i in range(20) if claims.take(str(i))], contenders)
     assert sorted(i for wins in won for i in wins) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "5", "[]", '{"host": 3, "pid": 1}', '{"host": "a"}', '{"pid": "x", "host": "a"}']
+)
+def test_a_file_that_is_no_claim_times_out_as_one(tmp_path, content):
+    path = tmp_path / "a.claim"
+    path.write_text(content)
+    claims = Claims(tmp_path)
+    assert not claims.take("a")
+    assert "unreadable" in claimed(tmp_path)["a"]
+    os.utime(path, (0, 0))
+    assert claims.take("a")
+
+
+def test_a_link_to_nowhere_times_out_too(tmp_path):
+    (tmp_path / "a.claim").symlink_to("nowhere")
+    assert not Claims(tmp_path).take("a")
+    os.utime(tmp_path / "a.claim", (0, 0), follow_symlinks=False)
+    assert Claims(tmp_path).take("a")
+    assert not (tmp_path / "a.claim").is_symlink() and not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_in_a_claims_place_is_one_line_and_kept(tmp_path):
+    (tmp_path / "a.claim").mkdir()
+    (tmp_path / "a.claim" / "somebodys").touch()
+    os.utime(tmp_path / "a.claim", (0, 0))
+    with pytest.raises(UserError, match=r"a\.claim is nobody's and can't be removed"):
+        Claims(tmp_path).take("a")
+    assert (tmp_path / "a.claim" / "somebodys").exists()
+
+
+def test_a_claim_of_the_future_is_taken_over_once_it_was_watched_for_the_timeout(tmp_path, monkeypatch):
+    path = tmp_path / "a.claim"
+    path.write_text('{"host": "elsewhere", "pid": 1, "started": "5", "token": "t"}')
+    tomorrow = time.time() + 86400
+    os.utime(path, (tomorrow, tomorrow))
+    clock = [1000.0]
+    claims = Claims(tmp_path, timeout=60)
+    monkeypatch.setattr("cnn_gp.compute.claims.time.monotonic", lambda: clock[0])
+    assert not claims.take("a")
+    clock[0] += 59
+    assert not claims.take("a")
+    # It was touched: its owner lives.
+    os.utime(path, (tomorrow + 1, tomorrow + 1))
+    clock[0] += 59
+    assert not claims.take("a")
+    clock[0] += 61
+    assert claims.take("a")
+
+
+def test_a_claim_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    claims = Claims(tmp_path)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_gp.compute.claims.json.dumps", full)
+        with pytest.raises(UserError, match=r"a\.claim can't be made \(No space left on device\)"):
+            claims.take("a")
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_gp.compute.claims.os.open", full)
+        with pytest.raises(UserError, match="No space left"):
+            claims.take("a")
+    assert not list(tmp_path.glob("*.claim"))
+    assert claims.take("a")
+    # A claim that can't be given back times out: what ended the work matters more.
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_gp.compute.claims.Path.unlink", full)
+        claims.release("a")
