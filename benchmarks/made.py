@@ -69,5 +69,5 @@ def made_run(path: str, N_train: int, N_vali: int, N_test: int, n_max: int = 200
     )
     run = RunDirectory(path, "made")
     run.begin(description, data)
-    compute_run(Job(path, run.name, MadeEngine))
+    compute_run(Job(path, run.name, MadeEngine, description.fingerprint))
     return run

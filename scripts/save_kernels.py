@@ -105,7 +105,7 @@ def main() -> None:
     engine = functools.partial(
         worker_engine, choice=choice, model_arguments=model_arguments, n_max=FLAGS.n_max, n_threads=FLAGS.n_threads
     )
-    job = Job(str(Path(FLAGS.path).absolute()), run.name, engine, FLAGS.claim_timeout)
+    job = Job(str(Path(FLAGS.path).absolute()), run.name, engine, description.fingerprint, FLAGS.claim_timeout)
     devices = [f"gpu:{i}" for i in range(FLAGS.n_gpus)] or ["cpu"]
     cluster = None
     if FLAGS.scheduler is not None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cnn_gp.compute.scheduler import compute_run
-from cnn_gp.compute.worker import Job
 from cnn_gp.errors import UserError
 from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
@@ -22,7 +21,7 @@ from cnn_gp.regression.solve import solve, targets
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.matrices import in_memory, stored
 from helpers.paths import TESTS
-from helpers.small_runs import NumpyEngine, begin, complete, make_data
+from helpers.small_runs import NumpyEngine, begin, complete, job_of, make_data
 from helpers.workers import SIZES, SlowEngine, datasets_of
 
 pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
@@ -44,7 +43,7 @@ def client():
 def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     complete(tmp_path / "here", make_data(**SIZES))
     begin(tmp_path / "cluster", make_data(**SIZES))
-    job = Job(str(tmp_path / "cluster"), "small", SlowEngine)
+    job = job_of(RunDirectory(tmp_path / "cluster", "small"), SlowEngine)
     assert compute_run(job, cluster=(client.get_executor(), 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     records = RunDirectory(tmp_path / "cluster", "small").provenance()
@@ -112,7 +111,7 @@ def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):
         os.kill(victim, signal.SIGKILL)
 
     threading.Thread(target=kill).start()
-    job = Job(str(run.workdir), "small", functools.partial(SlowEngine, seconds=0.05))
+    job = job_of(run, functools.partial(SlowEngine, seconds=0.05))
     assert compute_run(job, cluster=(client.get_executor(), 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     assert not list((run.folder / "claims").iterdir())

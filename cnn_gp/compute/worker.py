@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..errors import UserError
 from ..provenance import software
 from ..store.run_directory import ROW_IMAGES, NonFiniteError, RunDirectory
 from ..store.tiling import BlockRow, Part
@@ -32,6 +33,8 @@ class Job:
     """The run's name."""
     make_engine: "Callable[[str], Engine]"
     """From a device ("cpu" or "gpu:0") to an engine; it must pickle."""
+    fingerprint: str
+    """Of the run whose kernel the engine computes."""
     claim_timeout: float = TIMEOUT
     heartbeat: float = HEARTBEAT
 
@@ -55,6 +58,11 @@ class Worker:
     def __init__(self, job: Job, device: str) -> None:
         self.run = RunDirectory(job.workdir, job.name)
         self.claims = Claims(self.run.claims_folder, job.claim_timeout, job.heartbeat)
+        if self.run.description().fingerprint != job.fingerprint:
+            raise UserError(
+                f"{self.run.folder} was begun by another program meanwhile, as another run: choose another --path or "
+                "--run_name."
+            )
         self._parts = {part.name: part for part in self.run.description().tiling.parts()}
         self._job, self._device = job, device
         self._engine: Engine | None = None
@@ -74,6 +82,8 @@ class Worker:
         part = self._parts[name]
         if self.run.is_done(part):
             return Outcome(name, "there")
+        # Before anything is made in a folder that may be another run's by now.
+        self.run.check_still_ours()
         if not self.claims.take(name):
             return Outcome(name, "claimed")
         try:

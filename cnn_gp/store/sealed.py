@@ -10,11 +10,12 @@ and zip archives may have bytes after their end, so that other programs read a s
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-#: The seal's line is shorter than this.
-_LONGEST = 1024
+#: Bytes read from the end of a file to find its seal; more where that is longer.
+_TAIL = 16384
 
 
 class Damaged(Exception):
@@ -28,11 +29,31 @@ class Seal:
     file: str
     """The name that it was written under."""
     owner: str
-    """What it belongs to: a run's identifier."""
+    """What it belongs to: a run's fingerprint."""
     n_bytes: int
     """Before the seal."""
     sha256: str
     """Of these bytes, hexadecimal."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What else is to be known without reading the file, in JSON's types."""
+
+    def to_line(self) -> bytes:
+        """As it is written, with a digest of its own."""
+        fields = json.dumps(asdict(self), sort_keys=True)
+        return f'\n{{"seal": {fields}, "sha256": "{_digest(fields.encode())}"}}\n'.encode()
+
+    @classmethod
+    def from_end(cls, tail: bytes) -> "tuple[Seal, int]":
+        """The seal at the end of a file, and how many bytes it takes. :raises Damaged: where there is none."""
+        start = tail.rfind(b"\n", 0, len(tail) - 1)
+        try:
+            found = cls(**json.loads(tail[start:])["seal"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Damaged("it has no seal") from error
+        # Whatever was parsed is what was written only if it is written the same again.
+        if start < 0 or found.to_line() != tail[start:]:
+            raise Damaged("its seal is damaged")
+        return found, len(tail) - start
 
     def check(self, file: str, owner: str | None) -> None:
         """:raises Damaged: where the file is another one's, or at another's place."""
@@ -42,59 +63,52 @@ class Seal:
             raise Damaged("it belongs to another run")
 
 
-def seal(content: bytes, file: str, owner: str) -> bytes:
+def seal(content: bytes, file: str, owner: str, about: dict[str, Any] | None = None) -> bytes:
     """The content with its seal."""
-    line = json.dumps(asdict(Seal(file, owner, len(content), hashlib.sha256(content).hexdigest())))
-    assert len(line) + 2 <= _LONGEST
-    return content + b"\n" + line.encode() + b"\n"
+    return content + Seal(file, owner, len(content), _digest(content), about or {}).to_line()
 
 
 def read_seal(path: Path, owner: str | None) -> Seal:
     """
-    The seal of a file that is of the right length: whether it is there and whole, without reading it.
+    The seal of a file that is of the right length, without reading all of it.
 
     :param owner: what it should belong to; None: it doesn't matter.
-    :raises Damaged: where there is no seal, or another file's; only :func:`read_sealed` reads the content.
+    :raises Damaged: where there is no seal, or another file's. Only :func:`read_sealed` checks the content.
     :raises OSError: where the file isn't there or can't be read.
     """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        start = max(0, size - _LONGEST)
-        file.seek(start)
-        found, length = _parse(file.read())
+        length = min(_TAIL, size)
+        while True:
+            file.seek(size - length)
+            tail = file.read(length)
+            if b"\n" in tail[:-1] or length == size:
+                break
+            length = min(4 * length, size)
+    found, length = Seal.from_end(tail)
     if found.n_bytes + length != size:
         raise Damaged(f"it has {size} bytes in place of {found.n_bytes + length}")
     found.check(path.name, owner)
     return found
 
 
-def read_sealed(path: Path, owner: str | None) -> bytes:
+def read_sealed(path: Path, owner: str | None) -> tuple[bytes, Seal]:
     """
-    The content of a file, verified.
+    The content of a file, verified, and its seal.
 
     :raises Damaged: where a byte isn't what was written, or the file is another one's.
     :raises OSError: where the file isn't there or can't be read.
     """
     whole = path.read_bytes()
-    found, length = _parse(whole[-_LONGEST:])
+    found, length = Seal.from_end(whole)
     content = memoryview(whole)[: len(whole) - length]
     if found.n_bytes != len(content):
         raise Damaged(f"it has {len(whole)} bytes in place of {found.n_bytes + length}")
-    if hashlib.sha256(content).hexdigest() != found.sha256:
+    if _digest(content) != found.sha256:
         raise Damaged("its SHA-256 is wrong")
     found.check(path.name, owner)
-    return bytes(content)
+    return whole[: len(content)], found
 
 
-def _parse(tail: bytes) -> tuple[Seal, int]:
-    """The seal at the end of a file, and how many bytes it takes."""
-    before, newline, line = tail[:-1].rpartition(b"\n")
-    if not newline or tail[-1:] != b"\n":
-        raise Damaged("it has no seal")
-    try:
-        found = Seal(**json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise Damaged("it has no seal") from error
-    if not isinstance(found.n_bytes, int):
-        raise Damaged("it has no seal")
-    return found, len(tail) - len(before)
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -7,13 +7,14 @@ the file that names the others and their digests, so that a reader recognises fi
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from .atomic import flush_folder, make_folder
 
 
 class Superseded(Exception):
@@ -33,7 +34,7 @@ def commit_together(
     :raises Superseded: where the root file is another one by now; nothing is written.
     :raises OSError: where a file can't be written; nothing is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     staging = folder / f".{root}.{uuid.uuid4().hex}.staging"
     staging.mkdir()
     try:
@@ -76,19 +77,6 @@ def finish(folder: Path, root: str) -> None:
     flush_folder(folder)
     with contextlib.suppress(OSError):
         commit.rmdir()
-
-
-def flush_folder(folder: Path) -> None:
-    """Make sure that the names in a folder survive a power cut, where the file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems have no such thing for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    finally:
-        os.close(handle)
 
 
 def _commit_folder(folder: Path, root: str) -> Path:

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 
 from cnn_gp.compute.claims import Claims, claimed
 from cnn_gp.compute.scheduler import check_disk, compute_run, in_order, shares, status
-from cnn_gp.compute.worker import Job
 from cnn_gp.errors import UserError
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import Tiling
 from helpers.paths import ROOT, TESTS
-from helpers.small_runs import NumpyEngine, begin, complete, compute, make_data
+from helpers.small_runs import NumpyEngine, begin, complete, compute, job_of, make_data
 from helpers.workers import SIZES, AlwaysDying, DyingEngine, NaNEngine, SlowEngine, datasets_of, start
 
 
@@ -80,7 +79,7 @@ def test_equal_workers_idle_less_than_five_percent(sizes, k):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_any_number_of_processes_gives_the_same_bytes(tmp_path, whole, workers):
     begin(tmp_path, make_data(**SIZES))
-    job = Job(str(tmp_path), "small", SlowEngine)
+    job = job_of(RunDirectory(tmp_path, "small"), SlowEngine)
     assert compute_run(job, ["cpu"] * workers)
     assert datasets_of(tmp_path) == whole
     run = RunDirectory(tmp_path, "small")
@@ -93,7 +92,7 @@ def test_a_worker_that_dies_is_reported_and_its_part_is_done_again(tmp_path, who
     begin(tmp_path, make_data(**SIZES))
     engine = functools.partial(DyingEngine, marker=str(tmp_path / "died"))
     said = []
-    assert compute_run(Job(str(tmp_path), "small", engine), ["cpu", "cpu"], say=said.append)
+    assert compute_run(job_of(RunDirectory(tmp_path, "small"), engine), ["cpu", "cpu"], say=said.append)
     assert len(said) == 1 and "died; its part K" in said[0] and "started again" in said[0]
     assert datasets_of(tmp_path) == whole
 
@@ -101,14 +100,14 @@ def test_a_worker_that_dies_is_reported_and_its_part_is_done_again(tmp_path, who
 def test_a_non_finite_entry_in_a_worker_process_is_one_line_that_names_it(tmp_path):
     run = begin(tmp_path, make_data())
     with pytest.raises(UserError, match=r"K\w+ has a non-finite entry at row \d+, column \d+, first in layers\[1\]"):
-        compute_run(Job(str(tmp_path), "small", NaNEngine), ["cpu", "cpu"])
+        compute_run(job_of(RunDirectory(tmp_path, "small"), NaNEngine), ["cpu", "cpu"])
     assert not list(run.folder.glob("K*"))
 
 
 def test_workers_that_always_die_end_in_one_line(tmp_path):
     begin(tmp_path, make_data())
     with pytest.raises(UserError, match="All workers died, most likely for lack of memory"):
-        compute_run(Job(str(tmp_path), "small", AlwaysDying), ["cpu", "cpu"], say=lambda line: None)
+        compute_run(job_of(RunDirectory(tmp_path, "small"), AlwaysDying), ["cpu", "cpu"], say=lambda line: None)
 
 
 @pytest.mark.parametrize("n", [2, 4])
@@ -366,7 +365,7 @@ def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
     run = RunDirectory(tmp_path / "two", "convnet_gp")
     run.begin(describe_run(build_kernel(**arguments), "convnet_gp", data, 6, "float32"), data)
     engine = functools.partial(worker_engine, model_arguments=arguments)
-    assert compute_run(Job(str(run.workdir), run.name, engine), ["cpu", "cpu"])
+    assert compute_run(job_of(run, engine), ["cpu", "cpu"])
     assert real(tmp_path / "one", "--engine=tensorflow").wait() == 0
     assert real_matrices(tmp_path / "one") == real_matrices(tmp_path / "two")
     assert len({record["pid"] for record in run.provenance()} - {os.getpid()}) == 2

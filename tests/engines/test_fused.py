@@ -31,6 +31,7 @@ from cnn_gp.engines.fused.simd import WIDTH, load, splat, store
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels.architectures import build_kernel
 from cnn_gp.kernels.layers import Layer
+from helpers.small_runs import job_of
 
 KERNELS = {
     "fully connected": (DeepKernel([7], [[]] * 3, ExReLU(), 2.0, 0.3), 3e-7),
@@ -119,7 +120,6 @@ def test_the_same_bits_for_any_threads_and_places(name, monkeypatch):
 
 def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
     from cnn_gp.compute.scheduler import compute_run, describe_run
-    from cnn_gp.compute.worker import Job
     from cnn_gp.store.run_directory import RunDirectory
     from cnn_gp.store.stored_matrix import StoredGram
 
@@ -130,7 +130,7 @@ def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
     for n_max in (7, 64, 200):
         run = RunDirectory(tmp_path, f"n{n_max}")
         run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
-        compute_run(Job(str(tmp_path), run.name, lambda device: engine))
+        compute_run(job_of(run, lambda device: engine))
         from cnn_gp.regression.lower_triangle import assemble
 
         cross = np.concatenate([entries for _, entries in run.read_rows("Kxtx")])

@@ -18,6 +18,7 @@ from cnn_gp import (
 from cnn_gp.engines.engine import make_engine
 from cnn_gp.engines.tensorflow import TensorFlowEngine, configure
 from cnn_gp.errors import UserError
+from helpers.small_runs import job_of
 
 KERNELS = {
     "relu": DeepKernel([1, 8, 8], [3, 4, 3], ExReLU(multiply_by_sqrt2=True), 2.0, 1.0, skip_freq=1),
@@ -46,7 +47,6 @@ def test_blocks_of_any_size_give_the_kernel(name, dtype, rng):
 def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     """float32, n_max 7, 64 and 200: relative 2e-6."""
     from cnn_gp.compute.scheduler import compute_run, describe_run
-    from cnn_gp.compute.worker import Job
     from cnn_gp.data import datasets
     from cnn_gp.regression.lower_triangle import assemble
     from cnn_gp.store.run_directory import RunDirectory
@@ -59,7 +59,7 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     for n_max in (7, 64, 200):
         run = RunDirectory(tmp_path, f"n{n_max}")
         run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
-        compute_run(Job(str(tmp_path), run.name, lambda device: engine))
+        compute_run(job_of(run, lambda device: engine))
         K = assemble(StoredGram(run), 210).matrix()
         np.testing.assert_array_equal(np.diag(K), run.read_diagonal("Kxx"))
         np.testing.assert_array_equal(K, K.T)

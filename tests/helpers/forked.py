@@ -47,7 +47,7 @@ class Ended:
         return self.status in (1, 3) and len(lines) == 1 and lines[0].startswith("error: ")
 
 
-def run_forked(name: str, *flags: object, seconds: float = 180.0, before: Callable[[], None] | None = None) -> Ended:
+def run_forked(name: str, *flags: object, seconds: float = 60.0, before: Callable[[], None] | None = None) -> Ended:
     """
     Run ``scripts/NAME.py``.
 

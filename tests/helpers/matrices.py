@@ -21,8 +21,8 @@ def in_memory(run: RunDirectory, n_max: int) -> Matrices:
     for row, entries in run.read_rows("Kxx"):
         upper[row.start : row.stop, row.first_column :] = entries
     K = np.triu(upper) + np.triu(upper, 1).T
-    cross = (
+    Kxvx, Kxtx = (
         ArrayKernel(np.concatenate([entries for _, entries in run.read_rows(name)]), run.read_diagonal(name), n_max)
         for name in ("Kxvx", "Kxtx")
     )
-    return ArrayGram(K, n_max), *cross
+    return ArrayGram(K, n_max), Kxvx, Kxtx

@@ -1,5 +1,6 @@
 """Small runs with a kernel in NumPy, for tests of everything but the mathematics."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,14 @@ def begin(path: Path, data: Dataset, **changes: Any) -> RunDirectory:
     return run
 
 
+def job_of(run: RunDirectory, make_engine: Callable[[str], Any], **options: Any) -> Job:
+    """The job of a run that was begun, for an engine that computes its kernel."""
+    return Job(str(run.workdir), run.name, make_engine, run.description().fingerprint, **options)
+
+
 def compute(run: RunDirectory, engine: NumpyEngine | None = None, **options: Any) -> bool:
     """Compute what is missing, in this process, with an engine of which the test keeps hold."""
-    return compute_run(Job(str(run.workdir), run.name, lambda device: engine or NumpyEngine()), **options)
+    return compute_run(job_of(run, lambda device: engine or NumpyEngine()), **options)
 
 
 def complete(path: Path, data: Dataset, engine: NumpyEngine | None = None, **changes: Any) -> RunDirectory:

@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 
 from cnn_gp.compute.scheduler import compute_run
-from cnn_gp.compute.worker import Job
 from cnn_gp.engines.engine import Progress
+from cnn_gp.store.run_directory import RunDirectory
 
-from .small_runs import NumpyEngine
+from .small_runs import NumpyEngine, job_of
 
 SIZES = {"N_train": 120, "N_vali": 40, "N_test": 30}
 
@@ -60,7 +60,8 @@ def work(
 ) -> None:
     """A process of its own: compute what is missing."""
     engine = functools.partial(SlowEngine, seconds=seconds)
-    compute_run(Job(str(path), "small", engine, claim_timeout, heartbeat), shard=shard)
+    job = job_of(RunDirectory(path, "small"), engine, claim_timeout=claim_timeout, heartbeat=heartbeat)
+    compute_run(job, shard=shard)
 
 
 def start(*arguments: Any, **options: Any) -> SpawnProcess:

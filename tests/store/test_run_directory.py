@@ -1,5 +1,6 @@
 """The working directory: complete or not there, resumed, refused where it is another run's, readable by anyone."""
 
+import io
 import os
 import shutil
 
@@ -11,6 +12,7 @@ from cnn_gp.errors import UserError
 from cnn_gp.store import atomic
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.store.sealed import read_sealed, seal
 from helpers.small_runs import NumpyEngine, begin, complete, compute, make_data, make_description
 
 
@@ -26,6 +28,15 @@ def whole(data):
         "Kv_diag": engine.diag(Xv),
         "Kt_diag": engine.diag(Xt),
     }
+
+
+def changed_within(path, change):
+    """Change a part's HDF5 file and seal it again, as a faulty program would have written it."""
+    content, found = read_sealed(path, None)
+    changed = io.BytesIO(content)
+    with h5py.File(changed, "r+") as file:
+        change(file)
+    path.write_bytes(seal(changed.getvalue(), path.name, found.owner, found.about))
 
 
 @pytest.mark.parametrize("n_max", [1, 5, 8, 23, 100])
@@ -80,7 +91,7 @@ def test_resuming_computes_only_what_is_missing(tmp_path):
     assert engine.calls == 1
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "foreign", "wrong shape"])
+@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "foreign", "another part"])
 def test_a_damaged_part_is_named_refused_and_computed_again(tmp_path, damage):
     data = make_data()
     run = complete(tmp_path, data)
@@ -93,12 +104,10 @@ def test_a_damaged_part_is_named_refused_and_computed_again(tmp_path, damage):
     elif damage == "garbage":
         path.write_bytes(b"not HDF5" * 100)
     elif damage == "foreign":
-        with h5py.File(path, "r+") as file:
-            file.attrs["fingerprint"] = "0" * 64
+        content, found = read_sealed(path, None)
+        path.write_bytes(seal(content, path.name, "0" * 64, found.about))
     else:
-        with h5py.File(path, "r+") as file:
-            del file["10/entries"]
-            file["10/entries"] = np.zeros((2, 2))
+        path.write_bytes((run.folder / "Kxx_0001.h5").read_bytes())
     with pytest.raises(UserError, match=r"incomplete: 1 of 9 parts are missing: Kxx_0002 \(it"):
         run.check_complete()
     engine = NumpyEngine()
@@ -179,7 +188,7 @@ def test_a_non_finite_entry_is_never_committed(tmp_path):
         complete(tmp_path, data, Broken())
     run = RunDirectory(tmp_path, "small")
     assert sorted(path.name for path in run.folder.glob("*.*")) == [
-        *("Kxtx_0000.h5", "Kxvx_0000.h5", "images.h5", "run.h5")
+        *("Kxtx_0000.h5", "Kxvx_0000.h5", "images.h5", "run.jsonl")
     ]
 
 
@@ -196,7 +205,7 @@ def test_a_write_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch,
         return real(*args)
 
     monkeypatch.setattr(atomic.os, function, fails_once)
-    with pytest.raises(UserError, match=r"can't be written .*No space left.*what was finished before is kept"):
+    with pytest.raises(UserError, match=r"can't be written .*No space left.*what was finished is kept"):
         compute(run)
     assert not list(tmp_path.rglob(".*"))
     compute(run)
@@ -258,7 +267,7 @@ def test_delete_parts_keeps_the_description(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
     run.delete_parts()
-    assert [path.name for path in run.folder.glob("*.*")] == ["run.h5"]
+    assert [path.name for path in run.folder.glob("*.*")] == ["run.jsonl"]
     assert not run.view_path.exists()
     assert RunDirectory(tmp_path, "small").description() == make_description(data)
 
@@ -296,7 +305,11 @@ def test_the_fingerprint_depends_on_every_field():
 def test_numbers_that_arent_finite_are_refused_when_they_are_read(tmp_path, value):
     run = complete(tmp_path, make_data())
     path = sorted(run.folder.glob("Kxtx_*.h5"))[0]
-    with h5py.File(path, "a") as file:
+
+    def spoil(file):
         file["0/entries"][1, 2] = value
-    with pytest.raises(UserError, match=f"{path.name} holds numbers that aren't finite"):
+
+    changed_within(path, spoil)
+    with pytest.raises(UserError, match=rf"{path.name} can't be read \(it holds numbers that aren't finite"):
         list(run.read_rows("Kxtx"))
+    assert run.missing_parts(verify=True)[1] == {"Kxtx_0000": "it holds a number that isn't finite"}
