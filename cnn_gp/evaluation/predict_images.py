@@ -1,0 +1,62 @@
+"""Classes of new images by a finished run, from its stored solution: nothing is factorised again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..engines.gram import gram
+from ..errors import UserError
+from ..npz import read_npz
+from .tables import to_csv
+
+if TYPE_CHECKING:
+    from ..kernels.nngp import NNGPKernel
+
+
+def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    The images of an .npz file, its array "x" or else "x_test".
+
+    :param shape: [C, *positions] of the run's images. The array is [N, D] or [N, *shape], where the channels may come
+        last, and one channel may be left out. Numbers of 8 bits are divided by 255.
+    :return: [N, D], float32, flattened channel first.
+    :raises UserError: where the file or its images can't be used.
+    """
+    arrays = read_npz(path, "check --images")
+    x = arrays.get("x", arrays.get("x_test"))
+    D = int(np.prod(shape))
+    last = (*shape[1:], shape[0])
+    if x is None or not x.ndim or not len(x):
+        raise UserError(f"{path} has no array 'x' with images; expected [N, {D}], or [N, {', '.join(map(str, last))}].")
+    if x.dtype.kind not in "uif":
+        raise UserError(f"{path} has images of type {x.dtype}; expected uint8 (0 to 255) or floating-point numbers.")
+    scale = np.float32(1 / 255) if x.dtype == np.uint8 else np.float32(1)
+    if x.shape[1:] == last:
+        x = np.moveaxis(x, -1, 1)
+    elif x.shape[1:] not in ((D,), shape, shape[1:] if shape[0] == 1 else shape):
+        raise UserError(f"{path} has images of shape {x.shape[1:]}; expected {shape} as in training, or flat [{D}].")
+    # A finite float64 may be too large for a float32.
+    with np.errstate(over="ignore"):
+        x = x.reshape(len(x), D).astype(np.float32) * scale
+    if not np.isfinite(x).all():
+        raise UserError(f"{path} has pixels that aren't finite numbers: expected numbers scaled as in training.")
+    return x
+
+
+def posterior_means(kernel: "NNGPKernel", X: np.ndarray, training: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """
+    The posterior means [N, n_classes], float64, at images X [N, D].
+
+    :param training: [N_train, D], the images of the solution ``alpha`` [N_train, n_classes]; their dtype is the
+        precision in which the kernel is computed.
+    """
+    return gram(kernel, X.astype(training.dtype), training).astype(np.float64) @ alpha
+
+
+def means_csv(means: np.ndarray) -> str:
+    """A line for each image: its number, its class and the posterior means [N, n_classes], to six digits."""
+    return to_csv(
+        {"image": index, "class": int(row.argmax()), **{f"mean_{c}": f"{mean:.6g}" for c, mean in enumerate(row)}}
+        for index, row in enumerate(means)
+    )
