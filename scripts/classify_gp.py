@@ -8,9 +8,7 @@ Needs the working directory alone: neither the data set nor TensorFlow.
 
 import functools
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -18,7 +16,8 @@ from cnn_gp import cli
 from cnn_gp.cluster import connect
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.classify import Request, classify
-from cnn_gp.evaluation.results import ResultFiles, table
+from cnn_gp.evaluation.errors_table import errors_as_text
+from cnn_gp.evaluation.results import Result, ResultFiles
 from cnn_gp.kernels.architectures import MODELS, run_name
 from cnn_gp.regression import spectrum
 from cnn_gp.regression.learning_curve import default_sizes
@@ -55,38 +54,42 @@ flags.DEFINE_bool(
 def main() -> None:
     """Parse the flags, solve, predict, write the result and print it."""
     run = RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
-    request = _request(run.description())
+    description = run.description()
+    request = _request(description)
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)
-    fingerprint = run.description().fingerprint
-    result = None if FLAGS.overwrite else files.finished({"fingerprint": fingerprint, **request.settings})
-    lacking = [extra for extra in request.extras if result is not None and extra not in result["extras"]]
-    if result is not None and not lacking:
-        print(f"{files.json_path} is there already.")
+    there = None if FLAGS.overwrite else files.finished(request.settings(description.fingerprint))
+    if there is None:
+        result = _solve(run, request, files)
+    elif lacking := request.lacking(there):
+        print(f"{files.json_path} is there without {' and '.join(lacking)}: it is computed again.")
+        result = _solve(run, request.with_extras_of(there), files)
     else:
-        if result is not None:
-            print(f"{files.json_path} is there without {' and '.join(lacking)}: it is computed again.")
-            request = _with_extras(request, result)
-        files.check_writable()
-        run.check_complete()
-        run.check_data()
-        client = None if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder)[0]
-        needed = check_memory(StoredGram(run), request.N_train, client)
-        where = "of memory" if client is None else "of the cluster's memory"
-        print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
-        if request.spectrum:
-            spectrum.check_memory(request.N_train)
-        say = functools.partial(print, flush=True)
-        result = classify(run, request, files, cli.command(), say, client)
-    print(table([{"run": run.name, **result}]))
-    if result["relative_residual"] > RESIDUAL_WARNING:
+        print(f"{files.json_path} is there already.")
+        result = there
+    print(errors_as_text([result]))
+    if result.relative_residual > RESIDUAL_WARNING:
         print(
-            f"warning: the solve's relative residual is {result['relative_residual']:.1e}; expected less than "
+            f"warning: the solve's relative residual is {result.relative_residual:.1e}; expected less than "
             f"{RESIDUAL_WARNING:g}: give a larger --jitter.",
             file=sys.stderr,
         )
     elif not FLAGS.keep_tiles:
         run.delete_parts()
         print(f"The tiles of {run.name} are deleted (--nokeep_tiles).")
+
+
+def _solve(run: RunDirectory, request: Request, files: ResultFiles) -> Result:
+    """The request's result, after checks of what can fail before hours of work."""
+    files.check_writable()
+    run.check_complete()
+    run.check_data()
+    client = None if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder)[0]
+    needed = check_memory(StoredGram(run), request.N_train, client)
+    where = "of memory" if client is None else "of the cluster's memory"
+    print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
+    if request.spectrum:
+        spectrum.check_memory(request.N_train)
+    return classify(run, request, files, cli.command(), functools.partial(print, flush=True), client)
 
 
 def _request(description: Description) -> Request:
@@ -105,18 +108,6 @@ def _request(description: Description) -> Request:
         FLAGS.leave_one_out,
         _curve_sizes(FLAGS.learning_curve, N_train),
         FLAGS.spectrum,
-    )
-
-
-def _with_extras(request: Request, there: dict[str, Any]) -> Request:
-    """The request with what a result has that is there already, so that nothing of it is lost."""
-    sizes = {point["N_train"] for point in there.get("learning_curve", ())}
-    return replace(
-        request,
-        variances=request.variances or "variances" in there["extras"],
-        leave_one_out=request.leave_one_out or "leave_one_out" in there["extras"],
-        spectrum=request.spectrum or "spectrum" in there["extras"],
-        curve_sizes=tuple(sorted({*request.curve_sizes, *sizes})),
     )
 
 

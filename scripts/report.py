@@ -12,8 +12,8 @@ from absl import flags
 
 from cnn_gp import cli
 from cnn_gp.errors import UserError
-from cnn_gp.evaluation.results import read_all, table
-from cnn_gp.report.report import write_report
+from cnn_gp.evaluation.errors_table import errors_as_text
+from cnn_gp.evaluation.results import read_all
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "The working directory.", required=True)
@@ -27,8 +27,11 @@ def main() -> None:
     results = read_all(folder)
     if not results:
         raise UserError(f"There are no results in {folder}; compute some with classify_gp.py, or check --path.")
-    print(table(results))
+    print(errors_as_text(results))
     if FLAGS.figures:
+        # Here, for it needs Matplotlib, which the table does not.
+        from cnn_gp.report.report import write_report
+
         print(f"The page with figures: {write_report(Path(FLAGS.path), folder, results)}")
 
 

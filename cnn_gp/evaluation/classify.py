@@ -2,8 +2,8 @@
 
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from ..progress import duration
 from ..provenance import software
 from ..regression import spectrum
 from ..regression.cholesky import n_operations
-from ..regression.gram_matrix import KernelMatrix
-from ..regression.learning_curve import learning_curve, to_csv
+from ..regression.learning_curve import learning_curve
 from ..regression.leave_one_out import leave_one_out
+from ..regression.gram_matrix import KernelMatrix
 from ..regression.memory_needs import has_memory
 from ..regression.predict import (
     Predictions,
@@ -28,8 +28,9 @@ from ..regression.predict import n_operations as n_operations_of_variances
 from ..regression.solve import Solution, solve, targets
 from ..store.run_directory import RunDirectory
 from ..store.stored_matrix import StoredGram, StoredKernel
-from .metrics import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
-from .results import ResultFiles, hyperparameters
+from .hyperparameters import hyperparameters
+from .metrics import Scores, log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
+from .results import LeaveOneOutScores, NoiseTried, Result, ResultFiles, SetScores, Settings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -54,15 +55,12 @@ class Request:
     """Numbers of training images of the learning curve."""
     spectrum: bool = False
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the errors; a result file keeps it."""
-        names = ("N_train", "N_vali", "N_test")
-        sizes = {name: getattr(self, name) for name in names}
-        return {**sizes, "jitter_asked": self.jitter, "noise_asked": list(self.noises)}
+    def settings(self, fingerprint: str) -> Settings:
+        """What decides the errors, for the run of this fingerprint."""
+        return Settings(fingerprint, self.N_train, self.N_vali, self.N_test, self.jitter, self.noises)
 
     @property
-    def extras(self) -> list[str]:
+    def extras(self) -> tuple[str, ...]:
         """The names of what is asked for besides errors."""
         asked = {
             "variances": self.variances,
@@ -70,7 +68,22 @@ class Request:
             "learning_curve": bool(self.curve_sizes),
             "spectrum": self.spectrum,
         }
-        return [name for name, wanted in asked.items() if wanted]
+        return tuple(name for name, wanted in asked.items() if wanted)
+
+    def lacking(self, there: Result) -> list[str]:
+        """The extras that are asked for and that a result doesn't have."""
+        return [extra for extra in self.extras if extra not in there.extras]
+
+    def with_extras_of(self, there: Result) -> "Request":
+        """The same, with the extras of a result that it replaces: nothing of that is lost."""
+        sizes = {point.N_train for point in there.learning_curve or ()}
+        return replace(
+            self,
+            variances=self.variances or "variances" in there.extras,
+            leave_one_out=self.leave_one_out or "leave_one_out" in there.extras,
+            spectrum=self.spectrum or "spectrum" in there.extras,
+            curve_sizes=tuple(sorted({*self.curve_sizes, *sizes})),
+        )
 
 
 def classify(
@@ -80,7 +93,7 @@ def classify(
     command: str,
     say: Say = print,
     client: "Client | None" = None,
-) -> dict[str, Any]:
+) -> Result:
     """
     Solve, predict, and write the result: the errors as soon as they are known, then what else is asked for.
 
@@ -91,122 +104,118 @@ def classify(
     :raises UserError: where the run can't be read or solved, or a file can't be written.
     """
     description, labels = run.description(), run.labels()
-    Y = targets(labels["Y"][: request.N_train], description.n_classes)
+    train_labels = labels["Y"][: request.N_train]
+    Y = targets(train_labels, description.n_classes)
     vali_labels = validation_labels(labels, request.N_train)[: request.N_vali]
     test_labels = labels["Yt"][: request.N_test]
     solution, means, tried = _best(run, Y, request, vali_labels, say, client)
-    result = {
-        "model": description.model,
-        "dataset": description.dataset,
-        "fingerprint": description.fingerprint,
-        **request.settings,
-        "training_error": error_percent(means.train, labels["Y"][: request.N_train]),
-        "validation_error": error_percent(means.vali, vali_labels),
-        "test_error": error_percent(means.test, test_labels),
-        **_diagnostics(solution, Y),
-        "noise_search": tried,
-        "hyperparameters": hyperparameters(description.kernel),
-        "kernel": description.kernel,
-        "float_type": description.float_type,
-        "n_max": description.n_max,
-        "command": command,
-        "versions": software(),
-        **_of_kernel(run),
+    s = output_scale(Y, solution.alpha)
+    parts = run.provenance()
+    result = Result(
+        run=run.name,
+        model=description.model,
+        dataset=description.dataset,
+        **vars(request.settings(description.fingerprint)),
+        training_error=error_percent(means.train, train_labels),
+        validation_error=error_percent(means.vali, vali_labels),
+        test_error=error_percent(means.test, test_labels),
+        jitter=solution.jitter,
+        noise=solution.noise,
+        mean_diagonal=solution.mean_diagonal,
+        output_scale=s,
+        relative_residual=solution.relative_residual,
+        refinements=solution.refinements,
+        log_marginal_likelihood=solution.log_marginal_likelihood,
+        scaled_log_marginal_likelihood=scaled_log_marginal_likelihood(Y, s, solution.log_determinant),
+        log_marginal_likelihoods=tuple(solution.log_marginal_likelihoods.tolist()),
+        log_determinant=solution.log_determinant,
+        extreme_eigenvalues=solution.extreme_eigenvalues,
+        condition_number=solution.condition_number,
+        noise_search=tuple(tried),
+        hyperparameters=hyperparameters(description.kernel),
+        kernel=description.kernel,
+        float_type=description.float_type,
+        n_max=description.n_max,
+        command=command,
+        versions=software(),
+        times={"kernel": sum(part.get("seconds", 0.0) for part in parts), **solution.times},
+        kernel_computed_by=_computers(parts),
+        extras=(),
+        peak_memory_bytes=_peak_memory(),
+    )
+    arrays = {
+        "alpha": solution.alpha,
+        "vali": means.vali,
+        "test": means.test,
+        "labels_vali": vali_labels,
+        "labels_test": test_labels,
     }
-    arrays = {"alpha": solution.alpha, "vali": means.vali, "test": means.test}
-    arrays.update(labels_vali=vali_labels, labels_test=test_labels)
-    result["times"].update(solution.times)
-
-    def write(extras: list[str]) -> None:
-        # Kilobytes on Linux.
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        result.update(extras=extras, peak_memory_bytes=peak)
-        files.write_arrays(arrays)
-        files.write(result)
-
-    write([])
+    files.write(result, arrays)
     if request.extras:
         start = time.perf_counter()
-        _add_extras(run, request, files, solution, Y, result, arrays, say)
-        result["times"]["extras"] = time.perf_counter() - start
-        write(request.extras)
+        result = _with_extras(run, request, solution, Y, result, arrays, say)
+        times = {**result.times, "extras": time.perf_counter() - start}
+        result = replace(result, times=times, extras=request.extras, peak_memory_bytes=_peak_memory())
+        files.write(result, arrays)
     return result
 
 
-def _diagnostics(solution: Solution, Y: np.ndarray) -> dict[str, Any]:
-    s = output_scale(Y, solution.alpha)
-    return {
-        "jitter": solution.jitter,
-        "noise": solution.noise,
-        "mean_diagonal": solution.mean_diagonal,
-        "output_scale": s,
-        "relative_residual": solution.relative_residual,
-        "refinements": solution.refinements,
-        "log_marginal_likelihood": solution.log_marginal_likelihood,
-        "scaled_log_marginal_likelihood": scaled_log_marginal_likelihood(Y, s, solution.log_determinant),
-        "log_marginal_likelihoods": solution.log_marginal_likelihoods.tolist(),
-        "log_determinant": solution.log_determinant,
-        "extreme_eigenvalues": solution.extreme_eigenvalues,
-        "condition_number": solution.condition_number,
-    }
+def _computers(parts: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ...]:
+    """The different records of a run's parts: what computed them, without when."""
+    records = ({key: str(value) for key, value in part.items() if key not in ("seconds", "pid")} for part in parts)
+    return tuple(dict(items) for items in sorted({tuple(sorted(record.items())) for record in records}))
 
 
-def _of_kernel(run: RunDirectory) -> dict[str, Any]:
-    """How long the stored kernel took, and who computed it."""
-    provenance = run.provenance()
-    who = sorted(
-        {
-            tuple(sorted((key, str(value)) for key, value in part.items() if key not in ("seconds", "pid")))
-            for part in provenance
-        }
-    )
-    seconds = sum(part.get("seconds", 0.0) for part in provenance)
-    return {"times": {"kernel": seconds}, "kernel_computed_by": [dict(record) for record in who]}
+def _peak_memory() -> int:
+    """The most memory that this process has had, in bytes."""
+    # Kilobytes on Linux.
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _add_extras(
+def _with_extras(
     run: RunDirectory,
     request: Request,
-    files: ResultFiles,
     solution: Solution,
     Y: np.ndarray,
-    result: dict[str, Any],
+    result: Result,
     arrays: dict[str, np.ndarray],
     say: Say,
-) -> None:
-    """What is asked for besides errors, into ``result`` and ``arrays``."""
-    s = result["output_scale"]
+) -> Result:
+    """The result with what is asked for besides errors; its arrays go into ``arrays``."""
+    s = result.output_scale
     if request.curve_sizes:
         labels = run.labels()
         validation = StoredKernel(run, "Kxvx"), labels["Yv"]
         test = StoredKernel(run, "Kxtx"), labels["Yt"][: request.N_test]
         points = learning_curve(solution, Y, request.curve_sizes, validation, test)
-        files.write_extra("learning_curve.csv", to_csv(points).encode())
-        result["learning_curve"] = [vars(point) for point in points]
+        result = replace(result, learning_curve=tuple(points))
     if request.variances:
         n_images = request.N_vali + request.N_test
         ratio = n_operations_of_variances(len(Y), n_images) / n_operations(len(Y))
         say(f"Posterior variances of {n_images:,} images: about {duration(ratio * solution.times['factorise'])}.")
-        result["scores"] = {}
         kernels: dict[str, KernelMatrix] = {
             "vali": ValidationKernel(StoredGram(run), StoredKernel(run, "Kxvx"), len(Y)),
             "test": StoredKernel(run, "Kxtx"),
         }
         for name, kernel in kernels.items():
-            found = posterior_variances(kernel, solution, len(arrays[name]))
-            log_p = log_probabilities(arrays[name], s * found)
-            result["scores"][name] = scores(log_p, arrays[f"labels_{name}"])
-            arrays.update({f"variances_{name}": found, f"log_probabilities_{name}": log_p})
+            arrays[f"variances_{name}"] = posterior_variances(kernel, solution, len(arrays[name]))
+        result = replace(result, scores=SetScores(_scores("vali", s, arrays), _scores("test", s, arrays)))
     if request.leave_one_out:
         left_out = leave_one_out(solution, Y)
-        result["leave_one_out"] = {
-            "error": error_percent(left_out.means, run.labels()["Y"][: len(Y)]),
-            "log_predictive_density": left_out.log_predictive_density(Y, s),
-        }
+        error = error_percent(left_out.means, run.labels()["Y"][: len(Y)])
+        result = replace(result, leave_one_out=LeaveOneOutScores(error, left_out.log_predictive_density(Y, s)))
     if request.spectrum:
         # Last, so that the factor needn't be there beside it.
         del solution.factor
         arrays["eigenvalues"] = spectrum.eigenvalues(StoredGram(run), len(Y))
+    return result
+
+
+def _scores(name: str, s: float, arrays: dict[str, np.ndarray]) -> Scores:
+    """The scores on the images "vali" or "test", for the output scale s; their probabilities go into ``arrays``."""
+    log_p = log_probabilities(arrays[name], s * arrays[f"variances_{name}"])
+    arrays[f"log_probabilities_{name}"] = log_p
+    return scores(log_p, arrays[f"labels_{name}"])
 
 
 def _best(
@@ -216,11 +225,11 @@ def _best(
     vali_labels: np.ndarray,
     say: Say,
     client: "Client | None",
-) -> tuple[Solution, Predictions, list[dict[str, float]]]:
+) -> tuple[Solution, Predictions, list[NoiseTried]]:
     """The solution and means of the noise with the smallest validation error, the first of them; and all errors."""
     Kxx, Kxvx, Kxtx = StoredGram(run), StoredKernel(run, "Kxvx"), StoredKernel(run, "Kxtx")
     best: tuple[Solution, Predictions] | None = None
-    tried: list[dict[str, float]] = []
+    tried: list[NoiseTried] = []
     for noise in request.noises:
         if best is not None and not has_memory(Kxx, len(Y)):
             # For two factors, that is.
@@ -230,10 +239,10 @@ def _best(
         means = predict(solution, Kxvx, Kxtx, len(vali_labels), request.N_test)
         solution.times["predict"] = time.perf_counter() - start
         error = error_percent(means.vali, vali_labels)
-        if best is None or error < min(t["validation_error"] for t in tried):
+        if best is None or error < min(t.validation_error for t in tried):
             best = solution, means
         del solution
-        tried.append({"noise": noise, "validation_error": error})
+        tried.append(NoiseTried(noise, error))
         if len(request.noises) > 1:
             say(f"noise {noise:g}: validation error {error:.2f} %")
     assert best is not None

@@ -94,7 +94,7 @@ def reliability(log_p: np.ndarray, labels: np.ndarray, n_bins: int = 15) -> Reli
 
 
 def negative_log_likelihood(log_p: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of -log P(label), in nats."""
+    """The mean of -log P(label), in nats; unlike scikit-learn's log_loss it clips no probability."""
     return float(-log_p[np.arange(len(labels)), labels].mean())
 
 
@@ -118,10 +118,19 @@ def rejection(log_p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     return 1 - kept[::-1] / len(labels), errors[::-1]
 
 
-def scores(log_p: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The numbers of a result file."""
-    return {
-        "negative_log_likelihood": negative_log_likelihood(log_p, labels),
-        "brier_score": brier_score(log_p, labels),
-        "expected_calibration_error": reliability(log_p, labels).expected_calibration_error,
-    }
+@dataclass(frozen=True)
+class Scores:
+    """How good class probabilities are, in numbers."""
+
+    negative_log_likelihood: float
+    brier_score: float
+    expected_calibration_error: float
+
+
+def scores(log_p: np.ndarray, labels: np.ndarray) -> Scores:
+    """The scores of class probabilities, given by their logarithms [N, C]."""
+    return Scores(
+        negative_log_likelihood(log_p, labels),
+        brier_score(log_p, labels),
+        reliability(log_p, labels).expected_calibration_error,
+    )

@@ -1,57 +1,52 @@
 """The random search's results: a line per network."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-_COLUMNS = (
-    "seed kind layers filter stride padding nonlinearity skips var_weight var_bias N_train validation_error test_error"
-).split()
-
-
-def rows(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each result of the search, the smallest validation error first."""
-    found = []
-    for r in results:
-        h = r["hyperparameters"]
-        found.append(
-            {
-                "seed": int(r["run"].removeprefix("seed_")),
-                "kind": "residual" if h["n_skips"] else "plain",
-                "layers": h["n_convolutions"],
-                "filter": _joined("x".join(map(str, _pair(size))) for size in h["filter_sizes"]),
-                "stride": _joined(str(_pair(stride)[0]) for stride in h["strides"]),
-                "padding": _joined(h["paddings"]),
-                "nonlinearity": _joined(h["nonlinearities"]),
-                "skips": h["n_skips"],
-                "var_weight": f"{h['var_weights'][0]:.4f}",
-                "var_bias": f"{h['var_biases'][0]:.4f}",
-                "N_train": r["N_train"],
-                "validation_error": f"{r['validation_error']:.2f}",
-                "test_error": f"{r['test_error']:.2f}",
-            }
-        )
-    return sorted(found, key=lambda row: (float(row["validation_error"]), row["seed"]))
+from .errors_table import percent
+from .hyperparameters import PerAxis
+from .results import Result
+from .tables import to_markdown
 
 
-def to_csv(found: Sequence[dict[str, Any]]) -> str:
-    """:func:`rows` as CSV."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(found)
-    return text.getvalue()
+def rows(results: Iterable[Result]) -> list[dict[str, str]]:
+    """A row for each result of the search, the smallest validation error first; errors in %."""
+    found = [_row(result) for result in results]
+    return sorted(found, key=lambda row: (float(row["validation_error"]), len(row["seed"]), row["seed"]))
 
 
-def to_markdown(found: Sequence[dict[str, Any]]) -> list[str]:
-    """:func:`rows` as the lines of a table; errors in %."""
-    lines = ["| " + " | ".join(_COLUMNS).replace("_", " ") + " |", "|" + "---|" * len(_COLUMNS)]
-    return lines + ["| " + " | ".join(str(row[column]) for column in _COLUMNS) + " |" for row in found]
+def as_markdown(rows: Sequence[dict[str, str]]) -> str:
+    """:func:`rows` as a table for a page."""
+    header = [column.replace("_", " ") for column in rows[0]]
+    return to_markdown(header, [list(row.values()) for row in rows], "rlrllllrrrrrr")
 
 
-def _pair(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+def _row(result: Result) -> dict[str, str]:
+    h = result.hyperparameters
+    return {
+        "seed": _seed(result),
+        "kind": "residual" if h.n_skips else "plain",
+        "layers": str(h.n_convolutions),
+        "filter": _joined("x".join(map(str, _per_axis(size))) for size in h.filter_sizes),
+        "stride": _joined(str(_per_axis(stride)[0]) for stride in h.strides),
+        "padding": _joined(h.paddings),
+        "nonlinearity": _joined(h.nonlinearities),
+        "skips": str(h.n_skips),
+        "var_weight": f"{h.var_weights[0]:.4f}",
+        "var_bias": f"{h.var_biases[0]:.4f}",
+        "N_train": str(result.N_train),
+        "validation_error": percent(result.validation_error),
+        "test_error": percent(result.test_error),
+    }
+
+
+def _seed(result: Result) -> str:
+    """The seed; of a run with a name of its own, that."""
+    seed = result.run.removeprefix("seed_")
+    return str(int(seed)) if seed.isdecimal() else result.run
+
+
+def _per_axis(value: PerAxis) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def _joined(values: Iterable[str]) -> str:

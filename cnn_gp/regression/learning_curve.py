@@ -5,11 +5,9 @@ The factor of the leading n images is the leading part of the factor. The valida
 whatever n is, so that the points of the curve can be compared.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -69,12 +67,3 @@ def _log_likelihood(solution: Solution, Y: np.ndarray, alpha: np.ndarray) -> flo
     n, n_classes = Y.shape
     constant = solution.factor.log_determinant(n) + n * math.log(2 * math.pi)
     return -0.5 * (float(np.vdot(Y, alpha)) + n_classes * constant)
-
-
-def to_csv(points: Sequence[Point]) -> str:
-    """A line per point."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)])
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    return text.getvalue()

@@ -1,20 +1,29 @@
 """The report's figures, from numbers; every function draws one and returns it."""
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy import stats
+from sklearn import metrics
 
+from ..errors import UserError
+from ..evaluation.files import write_file
+from ..evaluation.hyperparameters import PerAxis
 from ..evaluation.metrics import rejection, reliability
+from ..evaluation.results import Result
 from ..regression.learning_curve import Point
-from ..store.atomic import write_atomically
 from .convergence import Samples, standardised
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ImportError as error:
+    raise UserError("Figures need Matplotlib: install the package with its [figures] extra.") from error
 
 matplotlib.use("Agg")
 # Names in an SVG are random without it.
@@ -30,7 +39,9 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure, PNG or SVG by the path's ending; the same numbers give the same file."""
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=metadata))
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=150, metadata=metadata)
+    write_file(path, content.getvalue())
 
 
 def _percent_ticks(axes: Axes) -> None:
@@ -42,7 +53,7 @@ def _percent_ticks(axes: Axes) -> None:
     axes.minorticks_off()
 
 
-def learning_curves(curves: dict[str, Sequence[Point]]) -> Figure:
+def learning_curves(curves: Mapping[str, Sequence[Point]]) -> Figure:
     """Validation (dashed) and test errors against the number of training images."""
     figure, axes = _figure(6.6)
     for index, (run, points) in enumerate(curves.items()):
@@ -94,8 +105,7 @@ def rejection_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure
 def confusion_matrix(means: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     """How many test images of a class were taken for another; the diagonal is left uncoloured."""
     n_classes = means.shape[1]
-    counts = np.zeros((n_classes, n_classes), int)
-    np.add.at(counts, (labels, means.argmax(axis=1)), 1)
+    counts = metrics.confusion_matrix(labels, means.argmax(axis=1), labels=range(n_classes))
     figure, axes = _figure(5.0, 4.6)
     wrong = counts.astype(float)
     np.fill_diagonal(wrong, 0)
@@ -156,17 +166,18 @@ def spectra(eigenvalues: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def random_search(results: Sequence[dict]) -> Figure:
+def random_search(results: Sequence[Result]) -> Figure:
     """Validation error of the search's networks against depth, filter size and nonlinearity; residual ones hollow."""
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    errors = [r["validation_error"] for r in results]
-    values = [
-        ("convolutions", [r["hyperparameters"]["n_convolutions"] for r in results]),
-        ("filter size in pixels", [_size(r["hyperparameters"]["filter_sizes"]) for r in results]),
-        ("nonlinearity", [" ".join(r["hyperparameters"]["nonlinearities"]) for r in results]),
+    errors = [r.validation_error for r in results]
+    networks = [r.hyperparameters for r in results]
+    values: list[tuple[str, list]] = [
+        ("convolutions", [h.n_convolutions for h in networks]),
+        ("filter size in pixels", [_size(h.filter_sizes) for h in networks]),
+        ("nonlinearity", [" ".join(h.nonlinearities) for h in networks]),
     ]
-    residual = np.array([r["hyperparameters"]["n_skips"] > 0 for r in results], dtype=bool)
+    residual = np.array([h.n_skips > 0 for h in networks], dtype=bool)
     for axes, (name, x) in zip(panels, values, strict=True):
         kinds = sorted(set(x)) if name == "nonlinearity" else []
         places = np.array([kinds.index(v) for v in x] if kinds else x, float)
@@ -191,7 +202,7 @@ def convergence(samples: Sequence[Samples], K: np.ndarray, title: str) -> Figure
     """
     A column for each width: histogram and quantiles of one image's output, second moments against the kernel.
 
-    The second moments are relative to the kernel's mean variance.
+    The second moments are relative to the kernel's mean diagonal.
 
     :param K: [n_images, n_images], the kernel.
     """
@@ -199,8 +210,8 @@ def convergence(samples: Sequence[Samples], K: np.ndarray, title: str) -> Figure
     rows = figure.subplots(3, len(samples), squeeze=False)
     grid = np.linspace(-4, 4, 201)
     upper = np.triu_indices(len(K))
-    scale = float(np.diag(K).mean(dtype=np.float64))
-    limit = K.astype(float)[upper] / scale
+    mean_diagonal = float(np.diag(K).mean(dtype=np.float64))
+    limit = K.astype(float)[upper] / mean_diagonal
     ends = _with_margin(min(0.0, float(limit.min())), float(limit.max()))
     for column, s in enumerate(samples):
         z = standardised(s, K)
@@ -212,7 +223,7 @@ def convergence(samples: Sequence[Samples], K: np.ndarray, title: str) -> Figure
         middle.plot([-4, 4], [-4, 4], color="C3", lw=1)
         middle.plot(quantiles, np.sort(z), ".", ms=2, color="C0", rasterized=True)
         middle.set(xlim=(-4, 4), ylim=(-6, 6), xlabel="quantile of N(0, 1)")
-        sampled, error = s.covariance[upper] / scale, 2 * s.standard_error[upper] / scale
+        sampled, error = s.covariance[upper] / mean_diagonal, 2 * s.standard_error[upper] / mean_diagonal
         below.errorbar(limit, sampled, error, fmt="none", ecolor="0.8", elinewidth=0.5, zorder=1, rasterized=True)
         below.plot(limit, sampled, ".", ms=1.5, color="C0", zorder=2, rasterized=True)
         below.plot(ends, ends, color="C3", lw=1, zorder=3)
@@ -236,6 +247,6 @@ def _with_margin(low: float, high: float) -> tuple[float, float]:
     return low - 0.03 * (high - low), high + 0.03 * (high - low)
 
 
-def _size(sizes: Sequence) -> float:
+def _size(sizes: Sequence[PerAxis]) -> float:
     first = sizes[0] if sizes else 1
-    return float(first if not isinstance(first, list | tuple) else first[0])
+    return float(first[0] if isinstance(first, tuple) else first)

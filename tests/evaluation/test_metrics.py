@@ -5,6 +5,7 @@ import pytest
 
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.metrics import (
+    Scores,
     brier_score,
     log_probabilities,
     negative_log_likelihood,
@@ -61,11 +62,8 @@ def test_scores_by_hand():
     assert r.expected_calibration_error == pytest.approx(0)
     fine = reliability(LOG_P, LABELS, n_bins=10)
     assert fine.expected_calibration_error == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
-    assert set(scores(LOG_P, LABELS)) == {
-        "negative_log_likelihood",
-        "brier_score",
-        "expected_calibration_error",
-    }
+    values = [f(LOG_P, LABELS) for f in (negative_log_likelihood, brier_score, reliability)]
+    assert scores(LOG_P, LABELS) == Scores(*values[:2], values[2].expected_calibration_error)
 
 
 def test_rejection_by_hand():

@@ -9,8 +9,9 @@ import pytest
 
 from cnn_gp import memory
 from cnn_gp.errors import UserError
+from cnn_gp.evaluation.tables import to_csv
 from cnn_gp.regression.cholesky import CholeskyFactor
-from cnn_gp.regression.learning_curve import Point, default_sizes, learning_curve, to_csv
+from cnn_gp.regression.learning_curve import Point, default_sizes, learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
 from cnn_gp.regression.memory_needs import check_memory
 from cnn_gp.regression.predict import ValidationKernel, error_percent, posterior_variances, predict
@@ -95,7 +96,7 @@ def test_the_learning_curve_equals_separate_solves(tmp_path, block, monkeypatch)
         assert point.validation_error == error_percent(means.vali[23 - n :], data.Yv)
         assert point.test_error == error_percent(means.test, data.Yt)
         assert point.log_marginal_likelihood == pytest.approx(alone.log_marginal_likelihood / y.size, rel=1e-9)
-    lines = list(csv.DictReader(io.StringIO(to_csv(points))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(map(vars, points)))))
     assert [Point(int(line.pop("N_train")), *map(float, line.values())) for line in lines] == points
     with pytest.raises(UserError, match="asked for at 24 images; expected 1 to 23"):
         learning_curve(solution, Y, [24], (Kxvx, data.Yv), (Kxtx, data.Yt))

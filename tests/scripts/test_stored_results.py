@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from cnn_gp.evaluation import search_table
-from cnn_gp.evaluation.results import read_all
+from cnn_gp.evaluation.errors_table import errors_as_markdown
+from cnn_gp.evaluation.results import ResultFiles, read_all
+from cnn_gp.evaluation.tables import to_csv
 from cnn_gp.kernels.architectures import PAPER_ERRORS
 from cnn_gp.kernels.random_search import SEARCH_SEEDS, shrunk_seeds
 from helpers.paths import ROOT
@@ -84,8 +86,8 @@ def test_the_random_search_is_whole():
     without_kernel = shrunk_seeds((28, 28))
     assert {int(row["seed"]) for row in rows} == {*SEARCH_SEEDS} - {*without_kernel}
     assert (len(rows), sum(row["kind"] == "plain" and int(row["seed"]) <= 35 for row in rows)) == (52, 27)
-    assert rows == [{key: str(value) for key, value in row.items()} for row in search_table.rows(results)]
-    assert all((r["N_train"], r["N_vali"], r["N_test"]) == (5000, 2000, 5000) for r in results)
+    assert rows == search_table.rows(results)
+    assert all((r.N_train, r.N_vali, r.N_test) == (5000, 2000, 5000) for r in results)
     lines = (ROOT / "docs" / "reproduction.md").read_text().split("## The random search")[1].splitlines()
     told = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(("| res", "| pl"))
@@ -100,7 +102,7 @@ def test_the_random_search_is_whole():
     errors = (f"{' and '.join(row[c] for row in leaders)} %" for c in ("validation_error", "test_error"))
     assert all(told in readme for told in errors)
     # None fails for a numerical reason.
-    assert all(np.isfinite(r["test_error"]) and r["test_error"] < 20 for r in results)
+    assert all(np.isfinite(r.test_error) and r.test_error < 20 for r in results)
 
 
 def test_every_result_names_what_made_it():
@@ -112,6 +114,49 @@ def test_every_result_names_what_made_it():
             assert re.fullmatch("[0-9a-f]{12}", record["commit"]), (path, record["commit"])
             assert record["processor"] and record["python"]
         assert drawn or result["relative_residual"] < 1e-9
+
+
+RUNS = [path for path in sorted((ROOT / "results").rglob("*.json")) if path.parent.name != "convergence"]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_result_is_read_and_written_back(path):
+    result = ResultFiles(path.parent, path.stem).read()
+    assert result.run == path.stem
+    assert json.loads(result.to_json()) == json.loads(path.read_text())
+    # The search's are in one file of their own.
+    if result.model != "random":
+        assert result.to_csv().encode() == path.with_suffix(".csv").read_bytes()
+        curve = to_csv(map(vars, result.learning_curve)).encode()
+        curve_path = path.with_name(f"{path.stem}_learning_curve.csv")
+        assert not curve_path.exists() or curve == curve_path.read_bytes()
+
+
+def test_the_searchs_csv_is_what_is_stored():
+    folder = ROOT / "results" / "random_search"
+    text = to_csv(search_table.rows(read_all(folder)))
+    assert text.encode() == (folder / "random_search.csv").read_bytes()
+
+
+def test_the_numbers_of_the_pages_are_what_is_stored():
+    """Cell by cell: the columns' widths are the writer's."""
+    for name, first in (("mnist", "convnet_gp"), ("random_search", "seed_01")):
+        folder = ROOT / "results" / name
+        results = read_all(folder)
+        tables = [errors_as_markdown(results)]
+        searched = [result for result in results if result.model == "random"]
+        if searched:
+            tables.append(search_table.as_markdown(search_table.rows(searched)))
+        told = cells((folder / "report.md").read_text())
+        assert any(row[0] == first for row in told)
+        for row in cells("\n".join(tables)):
+            assert row in told or set("".join(row)) <= set(":-")
+
+
+def cells(page):
+    """The cells of a page's tables, row by row."""
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows]
 
 
 def test_results_are_small():

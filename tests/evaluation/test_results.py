@@ -1,0 +1,199 @@
+"""Results: what is written is read back, and what isn't a result is refused in a line that names the key."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from cnn_gp.errors import UserError
+from cnn_gp.evaluation.classify import Request
+from cnn_gp.evaluation.decode import decode
+from cnn_gp.evaluation.errors_table import errors_as_text
+from cnn_gp.evaluation.hyperparameters import hyperparameters
+from cnn_gp.evaluation.metrics import Scores
+from cnn_gp.evaluation.results import LeaveOneOutScores, NoiseTried, Result, ResultFiles, SetScores, read_all
+from cnn_gp.evaluation.search_table import rows
+from cnn_gp.regression.learning_curve import Point
+
+CONV = {"layer": "Conv", "filter_size": [3, 5], "stride": 2, "padding": "SAME", "var_weight": 2.0, "var_bias": 0.5}
+RELU = {"layer": "ExReLU", "exponent": 1, "multiply_by_sqrt2": True}
+LAYERS = [CONV, RELU, {"layer": "Sum", "branches": [{**CONV, "filter_size": 3}, RELU]}, {"layer": "ExErf"}]
+KERNEL = {"input_shape": [1, 8, 8], "network": {"layer": "Sequential", "layers": LAYERS}}
+
+PLAIN = Result(
+    run="made",
+    model="convnet_gp",
+    dataset="digits",
+    fingerprint="ab",
+    N_train=1000,
+    N_vali=20,
+    N_test=30,
+    jitter_asked=0.0,
+    noise_asked=(0.0, 0.1),
+    training_error=0.0,
+    validation_error=5.0,
+    test_error=10.0,
+    jitter=1e-9,
+    noise=0.1,
+    mean_diagonal=2.0,
+    output_scale=0.5,
+    relative_residual=1e-12,
+    refinements=0,
+    log_marginal_likelihood=-3.0,
+    scaled_log_marginal_likelihood=-2.0,
+    log_marginal_likelihoods=(-1.0, -2.0),
+    log_determinant=4.0,
+    extreme_eigenvalues=(0.1, 10.0),
+    condition_number=100.0,
+    noise_search=(NoiseTried(0.0, 6.0), NoiseTried(0.1, 5.0)),
+    hyperparameters=hyperparameters(KERNEL),
+    kernel=KERNEL,
+    float_type="float32",
+    n_max=200,
+    command="python scripts/classify_gp.py",
+    versions={"numpy": "1"},
+    times={"kernel": 2.0, "solve": 0.25, "predict": 0.5},
+    kernel_computed_by=({"engine": "fused"},),
+    extras=(),
+    peak_memory_bytes=10**9,
+)
+SCORES = Scores(0.1, 0.2, 0.3)
+FULL = replace(
+    PLAIN,
+    extras=("variances", "leave_one_out", "learning_curve"),
+    learning_curve=(Point(500, 8.0, 9.0, -1.5), Point(1000, 5.0, 10.0, -1.25)),
+    scores=SetScores(SCORES, SCORES),
+    leave_one_out=LeaveOneOutScores(4.0, -7.0),
+)
+
+
+@pytest.mark.parametrize("result", [PLAIN, FULL], ids=["errors", "all"])
+def test_a_result_is_written_and_read_back(tmp_path, result):
+    files = ResultFiles(tmp_path, "made")
+    assert files.read() is None
+    files.write(result, {"alpha": np.eye(2)})
+    assert files.read() == result == files.finished(result.settings)
+    assert read_all(tmp_path) == [result]
+    np.testing.assert_array_equal(files.read_arrays()["alpha"], np.eye(2))
+    names = {"made.json", "made.csv", "made_predictions.npz"}
+    curve = {"made_learning_curve.csv"} if result is FULL else set()
+    assert {path.name for path in tmp_path.iterdir()} == names | curve
+
+
+def test_the_files_content():
+    values = json.loads(FULL.to_json())
+    assert list(values)[:3] == ["model", "dataset", "fingerprint"] and "run" not in values
+    assert values["scores"]["test"] == {
+        "negative_log_likelihood": 0.1,
+        "brier_score": 0.2,
+        "expected_calibration_error": 0.3,
+    }
+    assert values["learning_curve"][0]["N_train"] == 500 and values["leave_one_out"]["error"] == 4.0
+    assert not {"learning_curve", "scores", "leave_one_out"} & json.loads(PLAIN.to_json()).keys()
+    header, line, end = FULL.to_csv().split("\r\n")
+    cells = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (cells["filter_sizes"], cells["nonlinearities"], end) == ("3x5 3", "sqrt2*ReLU erf", "")
+    assert (cells["kernel_seconds"], cells["solve_seconds"], cells["test_error"]) == ("2.0", "0.75", "10.0")
+
+
+def test_hyperparameters_of_a_description():
+    h = hyperparameters(KERNEL)
+    assert (h.n_convolutions, h.filter_sizes, h.strides, h.paddings) == (2, ((3, 5), 3), (2,), ("SAME",))
+    assert (h.nonlinearities, h.var_weights, h.var_biases, h.n_skips) == (("sqrt2*ReLU", "erf"), (2.0,), (0.5,), 1)
+
+
+def test_not_a_number_is_read_back():
+    """Eigenvalues that weren't found."""
+    result = replace(PLAIN, extreme_eigenvalues=(math.nan, 1.0), condition_number=math.nan)
+    again = Result.from_json(result.to_json(), "made")
+    assert math.isnan(again.extreme_eigenvalues[0]) and math.isnan(again.condition_number)
+
+
+def without(key):
+    values = json.loads(FULL.to_json())
+    *path, last = key.split(".")
+    inner = values
+    for name in path:
+        inner = inner[name]
+    del inner[last]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (without("test_error"), "the key test_error is missing"),
+        (without("scores.vali.brier_score"), "the key scores.vali.brier_score is missing"),
+        ({**json.loads(FULL.to_json()), "colour": 1}, "the key colour is unknown"),
+        ({**json.loads(FULL.to_json()), "leave_one_out": {"error": "1"}}, "log_predictive_density is missing"),
+        ({**json.loads(FULL.to_json()), "N_train": "many"}, "N_train holds 'many', expected a value of type int"),
+        ({**json.loads(FULL.to_json()), "N_train": True}, "N_train holds 'True'"),
+        ({**json.loads(FULL.to_json()), "extreme_eigenvalues": [1.0]}, "extreme_eigenvalues holds .* 2 values"),
+        ({**json.loads(FULL.to_json()), "times": [1.0]}, "times holds .* expected an object"),
+        ({**json.loads(FULL.to_json()), "times": {"kernel": None}}, "times.kernel holds 'None'"),
+        ({**json.loads(FULL.to_json()), "noise_search": [{"noise": 0.0}]}, r"noise_search\[0\].validation_error"),
+        ([], r"the file holds '\[\]', expected an object"),
+    ],
+)
+def test_what_isnt_a_result_is_refused_with_the_files_name_and_the_key(tmp_path, values, said):
+    (tmp_path / "made.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"made\.json can't be read \(.*{said}.*\): move it away"):
+        ResultFiles(tmp_path, "made").read()
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[" * 100_000, b""])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "made.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"made\.json can't be read"):
+        read_all(tmp_path)
+
+
+def test_a_result_of_other_settings_isnt_replaced(tmp_path):
+    files = ResultFiles(tmp_path, "made")
+    files.write(PLAIN, {})
+    with pytest.raises(UserError, match=r"N_test is 30 there and 7 asked for; noise_asked is \[0\.0, 0\.1\] there and"):
+        files.finished(replace(PLAIN.settings, N_test=7, noise_asked=(0.0,)))
+    # Without its CSV it isn't finished.
+    files.csv_path.unlink()
+    assert files.finished(PLAIN.settings) is None
+
+
+def test_a_request_gets_the_extras_of_the_result_that_it_replaces():
+    request = Request(1000, 20, 30, spectrum=True, curve_sizes=(100, 500))
+    assert request.lacking(FULL) == ["spectrum"] and request.lacking(PLAIN) == ["learning_curve", "spectrum"]
+    assert request.with_extras_of(PLAIN) == request
+    whole = request.with_extras_of(FULL)
+    assert whole.extras == ("variances", "leave_one_out", "learning_curve", "spectrum")
+    assert whole.curve_sizes == (100, 500, 1000)
+
+
+def test_the_papers_errors_stand_beside_mnists():
+    lines = errors_as_text([PLAIN, replace(PLAIN, dataset="mnist")]).splitlines()
+    assert lines[0].endswith("  jitter  residual  paper: validation  test")
+    assert lines[2].endswith("1e-09     1e-12") and lines[3].endswith("1e-12               0.71  1.03")
+    assert lines[4] == "Errors in %. The paper's are for 50,000 training images."
+    assert errors_as_text([PLAIN]).splitlines()[-1] == "Errors in %."
+
+
+def test_the_searchs_rows_are_in_the_order_of_their_errors():
+    runs = [replace(PLAIN, run=run) for run in ("seed_1234", "seed_02", "seed_13", "of_its_own")]
+    best = replace(PLAIN, run="seed_40", validation_error=4.0)
+    found = rows([*runs, best])
+    assert [row["seed"] for row in found] == ["40", "2", "13", "1234", "of_its_own"]
+    assert found[0]["kind"] == "residual" and found[0]["filter"] == "3x5 3x3"
+
+
+def test_decoding_follows_the_annotations():
+    @dataclass(frozen=True)
+    class Inner:
+        flag: bool
+        size: int | tuple[int, ...]
+        name: str | None = None
+
+    assert decode(Inner, {"flag": True, "size": [1, 2]}) == Inner(True, (1, 2))
+    assert decode(Inner, {"flag": False, "size": 3, "name": "a"}) == Inner(False, 3, "a")
+    for value in ({"flag": 1, "size": 3}, {"flag": True, "size": 1.5}, {"flag": True, "size": ["a"]}):
+        with pytest.raises(ValueError, match="holds"):
+            decode(Inner, value)

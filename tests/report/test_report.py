@@ -1,0 +1,99 @@
+"""The report's page and figures, from results alone: without the runs' directories."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from cnn_gp.evaluation.metrics import Scores
+from cnn_gp.evaluation.results import ResultFiles, SetScores, read_all
+from cnn_gp.report import figures
+from cnn_gp.report.report import write_report
+from helpers.paths import ROOT
+from helpers.scripts import ENVIRONMENT, refused, script
+
+
+def stored():
+    """A result of MNIST that is in the repository, as that of a run of the random search."""
+    result = ResultFiles(ROOT / "results" / "mnist", "convnet_gp").read()
+    return replace(result, model="random", extras=("spectrum",), leave_one_out=None, scores=None)
+
+
+def arrays(rng):
+    labels = np.arange(12) % 3
+    means = rng.normal(size=(12, 3))
+    log_p = means - np.log(np.exp(means).sum(1, keepdims=True))
+    return {
+        "test": means,
+        "labels_test": labels,
+        "log_probabilities_test": log_p,
+        "eigenvalues": np.arange(1.0, 7.0),
+    }
+
+
+def headings(page):
+    return re.findall("^#+ (.*)$", page.read_text(), re.MULTILINE)
+
+
+def test_a_section_for_everything_that_was_asked_for(tmp_path, rng):
+    scores = Scores(0.25, 0.125, 0.0625)
+    for seed, error in ((2, 3.0), (4, 2.0), (11, 2.5), (12, 9.0)):
+        result = replace(stored(), run=f"seed_{seed:02d}", validation_error=error, scores=SetScores(scores, scores))
+        ResultFiles(tmp_path, result.run).write(result, arrays(rng))
+    page = write_report(tmp_path, tmp_path, read_all(tmp_path))
+    sections = ["Results", "Learning curves", "The random search", "Uncertainty", "Spectra"]
+    # The three best have sections of their own.
+    assert headings(page) == [*sections, "seed_02", "seed_04", "seed_11"]
+    text = page.read_text()
+    assert "The validation error picks seed_04: 2.00 % there" in text
+    assert "Without a kernel on 28 x 28 pixels, because a map shrinks below one pixel: 3, 5, 7," in text
+    assert re.search(r"\| seed_12 +\| +0\.2500 \| +0\.1250 \| +0\.0625 \|", text)
+    assert "\n\n\n" not in text and text.endswith(")\n")
+    shown = re.findall(r"\((figures/\S+\.png)\)", text)
+    assert len(shown) == len(set(shown)) == 4 + 3 * 2
+    for name in shown:
+        assert (tmp_path / name).exists() and (tmp_path / name).with_suffix(".svg").exists()
+
+
+def test_nothing_is_said_of_what_isnt_there(tmp_path):
+    result = replace(stored(), model="convnet_gp", learning_curve=None, extras=())
+    page = write_report(tmp_path, tmp_path, [result])
+    assert headings(page) == ["Results"] and not (tmp_path / "figures").exists()
+    assert page.read_text().endswith("The paper's errors are for 50,000 training images.\n")
+
+
+def test_the_confusion_matrix_counts_each_class():
+    """Rows are true classes; class 3 isn't among the images."""
+    means = np.eye(4)[[0, 0, 2, 1, 2]]
+    (axes,) = figures.confusion_matrix(means, np.array([0, 1, 2, 1, 0]), "made").axes
+    counts = {(int(t.get_position()[1]), int(t.get_position()[0])): int(t.get_text()) for t in axes.texts}
+    assert counts == {(0, 0): 1, (1, 0): 1, (2, 2): 1, (1, 1): 1, (0, 2): 1}
+    assert len(axes.get_xticks()) == 4
+
+
+def test_without_matplotlib_figures_are_refused_and_the_table_is_printed(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "convnet_gp.json").write_text(stored().to_json())
+    code = "import runpy, sys; sys.modules['matplotlib'] = None; del sys.argv[0]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+
+    def report(*flags):
+        command = [sys.executable, "-c", code, str(ROOT / "scripts" / "report.py"), f"--path={tmp_path}", *flags]
+        return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+
+    plain = report("--nofigures")
+    assert plain.returncode == 0 and "Errors in %." in plain.stdout, plain.stderr
+    ended = report()
+    assert ended.returncode == 1
+    assert ended.stderr == "error: Figures need Matplotlib: install the package with its [figures] extra.\n"
+
+
+def test_a_file_that_isnt_a_result_is_named(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "other.json").write_text(json.dumps({"model": "convnet_gp"}))
+    refused(
+        script("report", f"--path={tmp_path}"), "other.json can't be read (the key dataset is missing): move it away"
+    )
