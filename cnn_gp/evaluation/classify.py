@@ -12,9 +12,9 @@ from ..progress import duration
 from ..provenance import software
 from ..regression import spectrum
 from ..regression.cholesky import n_operations
+from ..regression.gram_matrix import KernelMatrix
 from ..regression.learning_curve import learning_curve
 from ..regression.leave_one_out import leave_one_out
-from ..regression.gram_matrix import KernelMatrix
 from ..regression.memory_needs import has_memory
 from ..regression.predict import (
     Predictions,

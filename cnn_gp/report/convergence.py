@@ -9,14 +9,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
 from ..errors import UserError
-from ..npz import read_npz
-from ..store.atomic import write_atomically
+from ..evaluation.files import write_file
+from ..npz import npz_bytes, read_npz
 
 if TYPE_CHECKING:
     from ..kernels.nngp import NNGPKernel
@@ -108,13 +108,14 @@ class Samples:
             progress(len(f))
 
     def _write(self) -> None:
-        def write(file: BinaryIO) -> None:
-            plan = np.array(json.dumps(asdict(self.plan), sort_keys=True))
-            np.savez(
-                file, plan=plan, outputs=self.outputs, n_all=self.n_all, moments=self.moments, squares=self.squares
-            )
-
-        write_atomically(self.path, write)
+        arrays = {
+            "plan": np.array(json.dumps(asdict(self.plan), sort_keys=True)),
+            "outputs": self.outputs,
+            "n_all": np.array(self.n_all),
+            "moments": self.moments,
+            "squares": self.squares,
+        }
+        write_file(self.path, npz_bytes(arrays))
 
     def _read(self) -> None:
         arrays = read_npz(self.path, "delete it, and it is drawn again")
@@ -135,32 +136,47 @@ def _batch(width: int, n_images: int, input_shape: Sequence[int]) -> int:
     return max(1, min(64, _NUMBERS // numbers))
 
 
-def summary(samples: Samples, K: np.ndarray) -> dict[str, float]:
+@dataclass(frozen=True)
+class Summary:
+    """How far the samples of one width are from the limit."""
+
+    width: int
+    networks: int
+    networks_at_all_images: int
+    rms_deviation: float
+    """Root mean square of the second moments' relative deviations, sampled / limit - 1."""
+    rms_monte_carlo_error: float
+    """The same of these deviations' Monte Carlo errors."""
+    variance: float
+    """Of the first image's outputs over their standard deviation in the limit, as what follows."""
+    variance_standard_error: float
+    excess_kurtosis: float
+    ks_distance: float
+    """The Kolmogorov-Smirnov distance from a standard normal distribution."""
+
+
+def summary(samples: Samples, K: np.ndarray) -> Summary:
     """
-    How far the samples are from the limit, in numbers.
+    Compare samples with the limit.
 
     :param K: [n_images, n_images], the kernel.
-    :return: of the second moments the root mean square of their relative deviations sampled / limit - 1, and of these
-        deviations' Monte Carlo errors; of the first image's outputs over its standard deviation in the limit: the
-        variance with its standard error, the excess kurtosis and the Kolmogorov-Smirnov distance from a standard normal
-        distribution.
     """
     upper = np.triu_indices(len(K))
     limit = K.astype(np.float64)[upper]
     deviations = samples.covariance[upper] / limit - 1
     errors = samples.standard_error[upper] / limit
     z = standardised(samples, K)
-    return {
-        "width": samples.plan.width,
-        "networks": len(z),
-        "networks_at_all_images": samples.n_all,
-        "rms_deviation": float(np.sqrt(np.mean(deviations**2))),
-        "rms_monte_carlo_error": float(np.sqrt(np.mean(errors**2))),
-        "variance": float(np.mean(z**2)),
-        "variance_standard_error": float(np.std(z**2) / np.sqrt(len(z) - 1)),
-        "excess_kurtosis": float(stats.kurtosis(z)),
-        "ks_distance": float(stats.kstest(z, "norm").statistic),
-    }
+    return Summary(
+        width=samples.plan.width,
+        networks=len(z),
+        networks_at_all_images=samples.n_all,
+        rms_deviation=float(np.sqrt(np.mean(deviations**2))),
+        rms_monte_carlo_error=float(np.sqrt(np.mean(errors**2))),
+        variance=float(np.mean(z**2)),
+        variance_standard_error=float(np.std(z**2) / np.sqrt(len(z) - 1)),
+        excess_kurtosis=float(stats.kurtosis(z)),
+        ks_distance=float(stats.kstest(z, "norm").statistic),
+    )
 
 
 def standardised(samples: Samples, K: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Samples of finite networks: resumed, refused, and what is said of them."""
 
 import csv
+import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from cnn_gp import DeepKernel, ExReLU
 from cnn_gp.errors import UserError
 from cnn_gp.report import convergence
 from cnn_gp.report.convergence import Plan, Samples, summary
+from cnn_gp.report.convergence_study import Study, converge
 from helpers.scripts import refused, script
 
 KERNEL = DeepKernel([1, 5, 5], [3, 3], ExReLU(), 2.0, 0.5)
@@ -80,14 +83,34 @@ def test_the_summary_by_hand(tmp_path):
     samples.moments = 2 * np.array([[8.0, 3.0], [3.0, 4.0]])
     samples.squares = 2 * np.array([[64.0 + 1, 9.0], [9.0, 16.0]])
     found = summary(samples, np.array([[4.0, 2.0], [2.0, 4.0]]))
-    assert found["variance"] == pytest.approx(9 / 4) and found["variance_standard_error"] == 0
-    assert found["rms_deviation"] == pytest.approx(np.sqrt((1 + 0.25 + 0) / 3))
-    assert found["rms_monte_carlo_error"] == pytest.approx(np.sqrt(1 / 16 / 3))
-    assert found["excess_kurtosis"] == pytest.approx(-2)
-    assert 0.4 < found["ks_distance"] < 0.5
+    assert found.variance == pytest.approx(9 / 4) and found.variance_standard_error == 0
+    assert found.rms_deviation == pytest.approx(np.sqrt((1 + 0.25 + 0) / 3))
+    assert found.rms_monte_carlo_error == pytest.approx(np.sqrt(1 / 16 / 3))
+    assert found.excess_kurtosis == pytest.approx(-2)
+    assert 0.4 < found.ks_distance < 0.5
     samples.outputs = np.array([3.0, 1.0, 3.0, 1.0], np.float32)
     found = summary(samples, np.eye(2))
-    assert (found["variance"], found["variance_standard_error"]) == (pytest.approx(5), pytest.approx(4 / 3**0.5))
+    assert (found.variance, found.variance_standard_error) == (pytest.approx(5), pytest.approx(4 / 3**0.5))
+
+
+def test_a_study_evaluates_fewer_wide_networks_at_all_images():
+    study = Study("made", X, (10, 11), draws=70, wide_draws=30)
+    plans = [study.plan(KERNEL, width) for width in study.widths]
+    assert [(p.width, p.n_images, p.all_images, p.draws) for p in plans] == [(10, 4, 70, 70), (11, 4, 30, 70)]
+    assert replace(study, wide_draws=80).plan(KERNEL, 11).all_images == 70
+    assert {p.data_hash for p in plans} == {hashlib.sha256(X.tobytes()).hexdigest()}
+
+
+def test_a_study_is_gone_on_with_and_returns_what_it_writes(tmp_path):
+    study, lines = Study("made", X, (3,), draws=20, wide_draws=20), []
+    first = converge(study, "net", KERNEL, tmp_path, "a command", lines.append)
+    again = converge(study, "net", KERNEL, tmp_path, "a command", lines.append)
+    assert first == again and [s.width for s in first] == [3]
+    assert lines[0].endswith("0 of 20 networks are there.") and lines[3].endswith("20 of 20 networks are there.")
+    record = json.loads((tmp_path / "net.json").read_text())
+    assert record["widths"] == [vars(first[0])] and record["kernel"] == KERNEL.describe()
+    line = ",".join(f"{value:.6g}" for value in vars(first[0]).values())
+    assert (tmp_path / "net.csv").read_bytes().decode().split("\r\n") == [",".join(vars(first[0])), line, ""]
 
 
 def test_the_script(tmp_path):
