@@ -91,7 +91,11 @@ def test_descriptions_are_json_and_tell_layers_apart(layer, other):
     assert other is None or json.dumps(other.describe()) != text
 
 
-@pytest.mark.parametrize("layer", [*(case for case, _ in CASES.values()), Conv((3, 2), [1, 2])], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [*(case for case, _ in CASES.values()), Conv((3, 2), [1, 2])],
+    ids=[*(cls.__name__ for cls in CASES), "Conv per axis"],
+)
 def test_a_layer_is_made_again_from_its_description(layer):
     description = layer.describe()
     again = layer_from_description(json.loads(json.dumps(description)))
