@@ -8,6 +8,7 @@ from cnn_gp.data.datasets import Dataset
 from cnn_gp.engines.engine import Progress
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.store.tiling import DEFAULT_N_MAX
 
 D, N_CLASSES = 64, 10
 
@@ -49,7 +50,7 @@ def made_data(N_train: int, N_vali: int, N_test: int) -> Dataset:
     return Dataset("made", X[:a], Y[:a], X[a:b], Y[a:b], X[b:], Y[b:], (D,), N_CLASSES)
 
 
-def made_run(path: str, N_train: int, N_vali: int, N_test: int, n_max: int = 200) -> RunDirectory:
+def made_run(path: str, N_train: int, N_vali: int, N_test: int, n_max: int = DEFAULT_N_MAX) -> RunDirectory:
     """Store the run "made", as save_kernels.py would."""
     data = made_data(N_train, N_vali, N_test)
     # What stage 2 prints of a kernel is read from its layers.

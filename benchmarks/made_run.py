@@ -11,14 +11,14 @@ prototypes. At N = 50,000 it takes 9 GB of disk.
 from absl import flags
 from made import made_run
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("path", None, "The working directory.", required=True)
+shared_flags.define_path()
 flags.DEFINE_integer("N_train", 50_000, "Training images.")
 flags.DEFINE_integer("N_vali", 10_000, "Validation images.")
 flags.DEFINE_integer("N_test", 10_000, "Test images.")
-flags.DEFINE_integer("n_max", 200, "Images on a side of a block.")
+shared_flags.define_n_max()
 
 
 def main() -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 from cnn_gp.cluster import connect
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.classify import Request, classify
 from cnn_gp.evaluation.errors_table import errors_as_text
 from cnn_gp.evaluation.results import Result, ResultFiles
-from cnn_gp.kernels.architectures import MODELS, run_name
 from cnn_gp.regression import spectrum
 from cnn_gp.regression.learning_curve import default_sizes
 from cnn_gp.regression.memory_needs import check_memory
@@ -30,10 +29,7 @@ from cnn_gp.store.stored_matrix import StoredGram
 RESIDUAL_WARNING = 1e-6
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("path", None, "The working directory.", required=True)
-flags.DEFINE_enum("model", "resnet_gp", MODELS, "The model whose run it is.")
-flags.DEFINE_integer("seed", 53, "With --model=random: the seed.")
-flags.DEFINE_string("run_name", None, "The run's name; by default the model's, or seed_NN.")
+shared_flags.define_run()
 flags.DEFINE_integer("N_train", None, "Train on the first so many images; those cut off come first in validation.")
 flags.DEFINE_integer("N_vali", None, "Validate on so many images; by default as many as are stored for it.")
 flags.DEFINE_integer("N_test", None, "Test on so many images; by default all.")
@@ -44,7 +40,7 @@ flags.DEFINE_bool("leave_one_out", False, "Also the leave-one-out error and log 
 flags.DEFINE_string("learning_curve", "", "Also errors at fewer training images: 'auto', or numbers such as 500,1000.")
 flags.DEFINE_bool("spectrum", False, "Also all eigenvalues of the Gram matrix: a whole matrix in memory, 4 N^3 / 3.")
 flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers factorise in their memory.")
-flags.DEFINE_string("csv_dir", "results", "Folder of the results, in the working directory.")
+shared_flags.define_csv_dir()
 flags.DEFINE_bool("overwrite", False, "Replace a result with other settings.")
 flags.DEFINE_bool(
     "keep_tiles", True, "False deletes the run's tiles once the result is on disk and its residual small."
@@ -53,7 +49,7 @@ flags.DEFINE_bool(
 
 def main() -> None:
     """Parse the flags, solve, predict, write the result and print it."""
-    run = RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
+    run = shared_flags.run_directory()
     description = run.description()
     request = _request(description)
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)

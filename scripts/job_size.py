@@ -11,7 +11,7 @@ import time
 import numpy as np
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels.architectures import MODELS, build_kernel, run_name
@@ -19,20 +19,16 @@ from cnn_gp.progress import duration
 from cnn_gp.store.tiling import Tiling
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
-flags.DEFINE_string("data_dir", None, "Folder of the data set's files.")
+shared_flags.define_data_set()
+shared_flags.define_sizes()
 flags.DEFINE_list("runs", None, "Models and seeds of the random search, separated by commas.", required=True)
-flags.DEFINE_integer("N_train", None, "Training images.")
-flags.DEFINE_integer("N_vali", None, "Validation images.")
-flags.DEFINE_integer("N_test", None, "Test images.")
-flags.DEFINE_integer("n_max", 200, "Images on a side of a stored block.")
-flags.DEFINE_integer("n_gpus", 0, "GPUs to use; 0 means the CPU.")
+shared_flags.define_n_max()
+shared_flags.define_n_gpus()
 
 
 def main() -> None:
     """Parse the flags, measure, print the table."""
-    sizes = {"N_train": FLAGS.N_train, "N_vali": FLAGS.N_vali, "N_test": FLAGS.N_test}
-    data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **sizes)
+    data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **shared_flags.sizes())
     tiling = Tiling(*data.sizes, FLAGS.n_max)
     gigabytes = tiling.n_bytes(4) / 1e9
     with cli.without_startup_messages():

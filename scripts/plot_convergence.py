@@ -13,20 +13,19 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
 from cnn_gp.errors import UserError
 from cnn_gp.kernels.architectures import MODELS, build_kernel
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
-flags.DEFINE_string("data_dir", None, "Folder of the data set's files; without it Keras's cache, or its download.")
+shared_flags.define_data_set()
 flags.DEFINE_list("models", list(MODELS[:-1]), "The kernels.")
 flags.DEFINE_list("widths", ["3", "10", "30", "100"], "Channels of every hidden map.")
 flags.DEFINE_integer("draws", 10_000, "Networks of each width, evaluated at the first image.", lower_bound=2)
 flags.DEFINE_integer("wide_draws", 1_000, "How many of them at all images, at widths above 10.", lower_bound=2)
 flags.DEFINE_integer("n_images", 100, "Training images, from the first on.", lower_bound=2)
-flags.DEFINE_string("path", None, "The working directory.", required=True)
+shared_flags.define_path()
 
 
 def main() -> None:

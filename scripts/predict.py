@@ -11,20 +11,15 @@ from pathlib import Path
 
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.files import write_file
 from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
 from cnn_gp.evaluation.results import ResultFiles
-from cnn_gp.kernels.architectures import MODELS, run_name
-from cnn_gp.store.run_directory import RunDirectory
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("path", None, "The working directory.", required=True)
-flags.DEFINE_enum("model", "resnet_gp", MODELS, "The model whose run it is.")
-flags.DEFINE_integer("seed", 53, "With --model=random: the seed.")
-flags.DEFINE_string("run_name", None, "The run's name; by default the model's, or seed_NN.")
-flags.DEFINE_string("csv_dir", "results", "Folder of the results, in the working directory.")
+shared_flags.define_run()
+shared_flags.define_csv_dir()
 flags.DEFINE_string("images", None, "The file of images.", required=True)
 flags.DEFINE_string("out", None, "The CSV file to write: a line per image.", required=True)
 flags.DEFINE_bool("overwrite", False, "Replace the file if it is there.")
@@ -35,7 +30,7 @@ def main() -> None:
     out = Path(FLAGS.out)
     if out.exists() and not FLAGS.overwrite:
         raise UserError(f"{out} is there already: give --overwrite, or another --out.")
-    run = RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
+    run = shared_flags.run_directory()
     description = run.description()
     alpha = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name).read_arrays()["alpha"]
     training = run.images()["X"][: len(alpha)]

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.errors_table import errors_as_text
 from cnn_gp.evaluation.results import read_all
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("path", None, "The working directory.", required=True)
-flags.DEFINE_string("csv_dir", "results", "Folder of the results, in the working directory.")
+shared_flags.define_path()
+shared_flags.define_csv_dir()
 flags.DEFINE_bool("figures", True, "Write the page and its figures.")
 
 

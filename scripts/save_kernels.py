@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 from cnn_gp.cluster import connect
 from cnn_gp.compute.claims import TIMEOUT
 from cnn_gp.compute.scheduler import compute_run, describe_run, status
@@ -19,16 +19,12 @@ from cnn_gp.compute.worker import Job
 from cnn_gp.data import datasets
 from cnn_gp.engines.engine import ENGINES, choose_engine, worker_engine
 from cnn_gp.errors import UserError
-from cnn_gp.kernels.architectures import MODELS, build_kernel, run_name
-from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.kernels.architectures import build_kernel
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("dataset", "digits", f"One of {', '.join(datasets.DATASETS)}, or a file FILE.npz.")
-flags.DEFINE_string("data_dir", None, "Folder of the data set's files; without it Keras's cache, or its download.")
-flags.DEFINE_enum("model", "resnet_gp", MODELS, "The kernel; 'random' is the random search's network of --seed.")
-flags.DEFINE_string("path", None, "The working directory.", required=True)
-flags.DEFINE_string("run_name", None, "The run's name; by default the model's, or seed_NN.")
-flags.DEFINE_integer("seed", 53, "With --model=random: the seed of the draw (the paper: 1 to 60 and 1234).")
+shared_flags.define_run()
+shared_flags.define_data_set()
+shared_flags.define_sizes()
 flags.DEFINE_bool("allow_skip", None, "With --model=random: allow skip connections; by default for seeds 36 to 60.")
 flags.DEFINE_enum("skip_rule", "published", ["published", "released"], "With --model=random: who gets a skip.")
 flags.DEFINE_integer("depth", 32, "With --model=resnet_gp: layers, 2 * n_blocks * n + 2.")
@@ -36,11 +32,8 @@ flags.DEFINE_integer("n_blocks", 3, "With --model=resnet_gp: blocks, each but th
 flags.DEFINE_float("var_weight", None, "Weight variance in place of the model's own; needs --run_name.")
 flags.DEFINE_float("var_bias", None, "Bias variance in place of the model's own; needs --run_name.")
 flags.DEFINE_bool("multiply_by_sqrt2", None, "Whether the ReLU is times sqrt(2), in place of the model's own.")
-flags.DEFINE_integer("N_train", None, "Training images; by default the data set's own number.")
-flags.DEFINE_integer("N_vali", None, "Validation images.")
-flags.DEFINE_integer("N_test", None, "Test images.")
-flags.DEFINE_integer("n_max", 200, "Images on a side of a stored block, and of a block given to a GPU.")
-flags.DEFINE_integer("n_gpus", 0, "GPUs to use; 0 means the CPU.")
+shared_flags.define_n_max()
+shared_flags.define_n_gpus()
 flags.DEFINE_enum("engine", "auto", ENGINES, "How entries are computed; auto: fused (on the CPU) where it can.")
 flags.DEFINE_integer("n_threads", None, "Threads of the fused engine; by default one a core.", lower_bound=1)
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision of the kernel's entries.")
@@ -53,7 +46,7 @@ flags.DEFINE_bool("verify", False, "Check every byte of the parts that are there
 
 def main() -> None:
     """Parse the flags, say what will be done, do it."""
-    run = RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
+    run = shared_flags.run_directory()
     if FLAGS.status:
         print(status(run, FLAGS.verify))
         return
@@ -62,8 +55,7 @@ def main() -> None:
     given = [f"--{name}" for name, value in overrides.items() if value is not None]
     if given and FLAGS.run_name is None:
         raise UserError(f"{' and '.join(given)} make another kernel than {FLAGS.model}'s: give it a --run_name.")
-    sizes = {"N_train": FLAGS.N_train, "N_vali": FLAGS.N_vali, "N_test": FLAGS.N_test}
-    data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **sizes)
+    data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **shared_flags.sizes())
 
     with cli.without_startup_messages():
         from cnn_gp.engines.tensorflow import configure

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 
+#: Images on a side of a tile, where nothing else is asked for.
+DEFAULT_N_MAX = 200
+
 #: A run has fewer part files than this, or one per row of blocks if that is fewer.
 MAX_PARTS = 500
 

@@ -1,0 +1,63 @@
+"""Flags that several scripts have, each defined once; a script defines what it has alone."""
+
+from absl import flags
+
+from .data.datasets import DATASETS
+from .kernels.architectures import MODELS, run_name
+from .store.run_directory import RunDirectory
+from .store.tiling import DEFAULT_N_MAX
+
+# The script that calls a function of this module has its flags as key flags: --help lists them.
+flags.disclaim_key_flags()
+
+
+def define_path() -> None:
+    """--path"""
+    flags.DEFINE_string("path", None, "The working directory.", required=True)
+
+
+def define_run() -> None:
+    """--path, and the name of a run in it: --model and --seed, or --run_name."""
+    define_path()
+    flags.DEFINE_enum("model", "resnet_gp", MODELS, "The kernel; 'random' is the random search's network of --seed.")
+    flags.DEFINE_integer("seed", 53, "With --model=random: the seed of the draw (the paper: 1 to 60 and 1234).")
+    flags.DEFINE_string("run_name", None, "The run's name; by default the model's, or seed_NN.")
+
+
+def run_directory() -> RunDirectory:
+    """The run that the flags of :func:`define_run` name."""
+    FLAGS = flags.FLAGS
+    return RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
+
+
+def define_csv_dir() -> None:
+    """--csv_dir"""
+    flags.DEFINE_string("csv_dir", "results", "Folder of the results, in the working directory.")
+
+
+def define_data_set() -> None:
+    """--dataset and --data_dir"""
+    flags.DEFINE_string("dataset", "digits", f"One of {', '.join(DATASETS)}, or a file FILE.npz.")
+    flags.DEFINE_string("data_dir", None, "Folder of the data set's files; without it Keras's cache, or its download.")
+
+
+def define_sizes() -> None:
+    """--N_train, --N_vali and --N_test of the data set."""
+    flags.DEFINE_integer("N_train", None, "Training images; by default the data set's own number.")
+    flags.DEFINE_integer("N_vali", None, "Validation images; by default the data set's own number.")
+    flags.DEFINE_integer("N_test", None, "Test images; by default the data set's own number.")
+
+
+def sizes() -> dict[str, int | None]:
+    """The sizes that the flags of :func:`define_sizes` ask for; None: the data set's own."""
+    return {name: flags.FLAGS[name].value for name in ("N_train", "N_vali", "N_test")}
+
+
+def define_n_max() -> None:
+    """--n_max"""
+    flags.DEFINE_integer("n_max", DEFAULT_N_MAX, "Images on a side of a stored tile, and of a batch on a GPU.")
+
+
+def define_n_gpus() -> None:
+    """--n_gpus"""
+    flags.DEFINE_integer("n_gpus", 0, "GPUs to use; 0 means the CPU.")
