@@ -1,13 +1,9 @@
-"""Processes of this host and of others: who is still there."""
+"""Processes of this host: which are still there."""
 
-import os
 import socket
 from pathlib import Path
 
-
-def is_alive(host: str, pid: int) -> bool:
-    """Whether a process may still be there: True for those of other hosts, of which nothing is known."""
-    return host != socket.gethostname() or started(pid) is not None
+import psutil
 
 
 def host_id() -> str:
@@ -18,19 +14,17 @@ def host_id() -> str:
         return socket.gethostname()
 
 
-def started(pid: int) -> str | None:
-    """When a process of this host began, in the kernel's ticks; None where there is no such process."""
+def started(pid: int) -> float | None:
+    """When a process of this host began, in seconds since the epoch; None where there is none, or a zombie."""
     try:
-        # The second field, the program's name, can hold spaces and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
         return None
-    except OSError:
-        pass
-    # No /proc, as on macOS: the process lives, its start isn't known.
-    return "unknown" if not Path("/proc/self/stat").exists() else None
+
+
+def is_same_process(pid: int, since: object) -> bool:
+    """Whether the process of this host that :func:`started` at some time is still there."""
+    now = started(pid)
+    # The system counts from its boot, whose time it rounds and corrects; no process number is used again so soon.
+    return now is not None and isinstance(since, int | float) and abs(now - since) < 2.5

@@ -77,7 +77,7 @@ def main() -> None:
     parts = tiling.parts()
     print(
         f"{run.name} on {data.name}: {data.sizes[0]:,} training, {data.sizes[1]:,} validation and {data.sizes[2]:,} "
-        f"test images; {tiling.n_blocks:,} blocks, {tiling.entries:,} kernel entries, "
+        f"test images; {tiling.n_tiles:,} tiles, {tiling.entries:,} kernel entries, "
         f"{tiling.n_bytes(int(FLAGS.float_type[-2:]) // 8) / 1e6:,.1f} MB in {run.folder}."
     )
     for name, reason in unusable.items():

@@ -1,5 +1,5 @@
 """
-Who computes what, between any number of processes that share a directory, also on several hosts.
+Claims: which process computes which part, between any number of them that share a directory, also on several hosts.
 
 A process that wants a part creates ``NAME.claim`` exclusively, touches it every few seconds while it is at work, and
 deletes it when the part is on disk. A claim that hasn't been touched for a while, or whose process is seen to be dead
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..processes import host_id, started
+from ..processes import host_id, is_same_process, started
+from ..store.atomic import not_written
 
 #: Seconds between two touches of a claim.
 HEARTBEAT = 10.0
@@ -47,7 +48,7 @@ class Claims:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder} can't be made ({error}): choose another --path.") from error
+            raise not_written(folder, error) from error
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def take(self, name: str) -> bool:
@@ -107,7 +108,7 @@ class Claims:
 
     def _abandoned(self, name: str) -> bool:
         owner = self._owner(name)
-        if owner.get("host") == self._me["host"] and owner.get("started") != started(owner["pid"]):
+        if owner.get("host") == self._me["host"] and not is_same_process(owner["pid"], owner.get("started")):
             return True
         return self._is_silent(self._path(name))
 

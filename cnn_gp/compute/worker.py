@@ -8,7 +8,8 @@ thread of the main process, a process of its own, or a Dask worker on another ho
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 from ..errors import UserError
 from ..provenance import software
 from ..store.run_directory import ROW_IMAGES, NonFiniteError, RunDirectory
-from ..store.tiling import BlockRow, Part
+from ..store.tiling import Part, TileRow
 from .claims import HEARTBEAT, TIMEOUT, Claims
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Worker:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Make :meth:`compute` raise :class:`Stopped` at the next tile."""
+        """Make :meth:`compute` raise :class:`Stopped` where the engine next counts entries."""
         self._stop.set()
 
     def compute(self, name: str, progress: "Progress | None" = None) -> Outcome:
@@ -105,20 +106,22 @@ class Worker:
             if done is None:
                 done = self._compute_row(row, self._engine, progress)
                 if len(part.rows) > 1:
-                    self._explained(self.run.keep_row, part, row, *done)
+                    with self._naming_the_layer():
+                        self.run.keep_row(part, row, *done)
             elif progress is not None:
                 progress(row.entries)
             rows.append(done)
         seconds = time.perf_counter() - start
         who: dict[str, Any] = {"engine": self._engine.name, "device": self._device, **software()}
         who.update(pid=os.getpid(), seconds=seconds)
-        self._explained(self.run.write_part, part, rows, who)
+        with self._naming_the_layer():
+            self.run.write_part(part, rows, who)
         return Outcome(part.name, "computed", seconds)
 
     def _compute_row(
-        self, row: BlockRow, engine: "Engine", progress: "Progress | None"
+        self, row: TileRow, engine: "Engine", progress: "Progress | None"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The entries of a row of blocks, and the variances of its images."""
+        """The entries of a row of tiles, and the diagonal at its images."""
 
         def tick(entries: int) -> None:
             if self._stop.is_set():
@@ -134,10 +137,11 @@ class Worker:
         entries = np.concatenate([square, engine.matrix(X, beyond, tick)], axis=1) if len(beyond) else square
         return entries, np.diagonal(square).copy()
 
-    def _explained(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Write; if an entry isn't finite, say in which layer it became so."""
+    @contextmanager
+    def _naming_the_layer(self) -> Iterator[None]:
+        """If an entry to be written isn't finite, say in which layer it became so."""
         try:
-            write(*arguments)
+            yield
         except NonFiniteError as error:
             x, x2 = self._images[ROW_IMAGES[error.matrix]][error.row], self._images["X"][error.column]
             assert self._engine is not None

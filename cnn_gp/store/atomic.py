@@ -15,24 +15,54 @@ from ..errors import UserError
 from ..processes import host_id, started
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some of your quota there",
-    errno.EACCES: "get permission to write there, or choose another place",
-    errno.EPERM: "get permission to write there, or choose another place",
-    errno.EROFS: "mount it for writing, or choose another place",
-    errno.ENOTDIR: "choose a place whose parent is a folder",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "choose a place where you have the permission to write"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "choose another place, or move that file away"),
     errno.EISDIR: "move this folder away, or choose another place",
+    errno.EROFS: "choose a place on a file system that isn't read-only",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another place"),
 }
 
 
 def not_written(path: Path, error: OSError) -> UserError:
-    """The one line for a file that couldn't be written: why, and what to do."""
-    remedy = _REMEDIES.get(error.errno or 0, "check that disk, or choose another place")
-    return UserError(
-        f"{path} can't be written ({error.strerror or error}): {remedy}, then start again; what was finished is kept."
-    )
+    """The error of a file or folder that the system refused to write: what is wrong, and what to do."""
+    remedy = _REMEDIES.get(error.errno or 0, "check the place, or choose another")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        what = f"{_first_file(path)} is a file, not a folder"
+    else:
+        what = error.strerror or str(error)
+    return UserError(f"{path} can't be written ({what}): {remedy}, then start again; what was finished is kept.")
+
+
+def check_writable(folder: Path) -> None:
+    """
+    Check that files can be written in a folder, which needn't be there yet; nothing is left behind.
+
+    :raises UserError: where they can't.
+    """
+    there = folder
+    try:
+        while not _is_there(there):
+            there = there.parent
+        with _temporary(there / "probe", b""):
+            pass
+    except OSError as error:
+        raise not_written(folder, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    """:raises OSError: where that can't be said: no permission, a file in the place of a folder."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _first_file(path: Path) -> Path:
+    """What is in the way of a folder at a path, or of one above it."""
+    return next((place for place in (*reversed(path.parents), path) if place.is_file()), path)
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..data.datasets import Dataset
 from ..errors import UserError
 from .tiling import Tiling
 
@@ -29,9 +30,31 @@ class Description:
     n_max: int
     float_type: str
 
+    @classmethod
+    def of(cls, data: Dataset, *, model: str, kernel: dict[str, Any], n_max: int, float_type: str) -> "Description":
+        """
+        The description of a run of a kernel on a data set.
+
+        :param kernel: the kernel's own description.
+        """
+        N_train, N_vali, N_test = data.sizes
+        return cls(
+            model=model,
+            kernel=kernel,
+            dataset=data.name,
+            data_hash=data.data_hash(),
+            image_shape=tuple(data.image_shape),
+            n_classes=data.n_classes,
+            N_train=N_train,
+            N_vali=N_vali,
+            N_test=N_test,
+            n_max=n_max,
+            float_type=float_type,
+        )
+
     @property
     def tiling(self) -> Tiling:
-        """The run's blocks."""
+        """The run's tiles."""
         return Tiling(self.N_train, self.N_vali, self.N_test, self.n_max)
 
     def to_json(self) -> str:

@@ -5,20 +5,21 @@ import re
 from ..errors import UserError
 
 #: A run's name is that of a folder and of files in the working directory, which hold other things under these names.
-_TAKEN = ("results", "claims")
+_TAKEN = ("claims", "results")
 _LONGEST = 100
 
 
 def checked_run_name(name: str) -> str:
     """
-    The name of a run.
+    The name of a run: a file name of at most 100 letters, digits, "_", "-" and ".".
 
-    :raises UserError: where it isn't a file's name of letters, digits, ``_``, ``-`` and ``.``.
+    :raises UserError: where it isn't one, begins with ".", or is that of another file: the view of a run x is x.h5.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) or len(name) > _LONGEST or name in _TAKEN:
+    is_file_name = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) and len(name) <= _LONGEST
+    if not is_file_name or name.lower() in _TAKEN or name.lower().endswith(".h5"):
         shown = name if len(name) <= 60 else f"{name[:50]}... ({len(name)} characters)"
         raise UserError(
-            f"The run's name is {shown!r}; expected at most {_LONGEST} letters, digits, '_', '-' and '.', not first a "
-            f"'.', and not {' or '.join(_TAKEN)}: give another --run_name."
+            f"The run's name is {shown!r}; expected at most {_LONGEST} letters, digits, '_', '-' and '.', no '.' in "
+            f"front, no .h5 at the end, and not {' or '.join(_TAKEN)}: give another --run_name."
         )
     return name

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from .sealed import Damaged
-from .tiling import BlockRow, Part
+from .tiling import Part, TileRow
 
 #: Entries [rows, columns] of a row of tiles and the diagonal [rows] at its images.
 Row = tuple[np.ndarray, np.ndarray]
@@ -33,7 +33,7 @@ def to_bytes(part: Part, rows: Sequence[Row], n_max: int) -> bytes:
     return content.getvalue()
 
 
-def from_bytes(content: bytes, row: BlockRow, selection: tuple[slice, ...] = ()) -> Row:
+def from_bytes(content: bytes, row: TileRow, selection: tuple[slice, ...] = ()) -> Row:
     """
     One row of tiles of a part.
 

@@ -29,13 +29,13 @@ import numpy as np
 from ..data.datasets import Dataset
 from ..errors import UserError
 from . import part_file, upgrade, view
-from .atomic import remove_leftovers, write_atomically
+from .atomic import check_writable, remove_leftovers, write_atomically
 from .description import Description, differences
 from .names import checked_run_name
 from .part_file import Row
 from .record import LABELS, Record
 from .sealed import Damaged, Seal, read_seal, read_sealed, seal
-from .tiling import MATRICES, BlockRow, Part
+from .tiling import MATRICES, Part, TileRow
 
 #: The images of each matrix's rows.
 ROW_IMAGES = {"Kxx": "X", "Kxvx": "Xv", "Kxtx": "Xt"}
@@ -59,6 +59,10 @@ class RunDirectory:
         self._record_path = self.folder / "run.jsonl"
         self._images_path = self.folder / "images.h5"
         self._record: Record | None = None
+
+    def check_writable(self) -> None:
+        """:raises UserError: where the run's files can't be written. Nothing is left behind."""
+        check_writable(self.folder)
 
     # Stage 1 ---------------------------------------------------------------------------------------------------------
 
@@ -111,14 +115,14 @@ class RunDirectory:
         for row in part.rows:
             self._row_path(part, row).unlink(missing_ok=True)
 
-    def keep_row(self, part: Part, row: BlockRow, entries: np.ndarray, diagonal: np.ndarray) -> None:
+    def keep_row(self, part: Part, row: TileRow, entries: np.ndarray, diagonal: np.ndarray) -> None:
         """Put a finished row of an unfinished part aside, so that a kill loses only the row at work."""
         _refuse_non_finite(row, entries, diagonal)
         content = io.BytesIO()
         np.savez(content, entries=entries, variances=diagonal)
         self._write(self._row_path(part, row), content.getvalue())
 
-    def kept_row(self, part: Part, row: BlockRow) -> Row | None:
+    def kept_row(self, part: Part, row: TileRow) -> Row | None:
         """What :meth:`keep_row` put aside; None where there is nothing, or nothing whole."""
         path = self._row_path(part, row)
         try:
@@ -255,7 +259,7 @@ class RunDirectory:
                     "differs): move the folder away and compute the run again."
                 )
 
-    def read_rows(self, matrix: str) -> Iterator[tuple[BlockRow, np.ndarray]]:
+    def read_rows(self, matrix: str) -> Iterator[tuple[TileRow, np.ndarray]]:
         """
         The stored rows of tiles of a matrix, in order, as they were computed (float32 or float64).
 
@@ -327,7 +331,7 @@ class RunDirectory:
     def _part_path(self, part: Part) -> Path:
         return self.folder / f"{part.name}.h5"
 
-    def _row_path(self, part: Part, row: BlockRow) -> Path:
+    def _row_path(self, part: Part, row: TileRow) -> Path:
         return self.folder / f"{part.name}.row_{row.start}.npz"
 
     def _read_record(self) -> Record:
@@ -399,7 +403,7 @@ class RunDirectory:
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    def _row(self, part: Part, content: bytes, row: BlockRow, selection: tuple[slice, ...] = ()) -> Row:
+    def _row(self, part: Part, content: bytes, row: TileRow, selection: tuple[slice, ...] = ()) -> Row:
         try:
             entries, diagonal = part_file.from_bytes(content, row, selection)
             if not np.isfinite(entries).all():
@@ -440,7 +444,7 @@ class NonFiniteError(UserError):
         return type(self), (self.matrix, self.row, self.column, self._where)
 
 
-def _refuse_non_finite(row: BlockRow, entries: np.ndarray, diagonal: np.ndarray) -> None:
+def _refuse_non_finite(row: TileRow, entries: np.ndarray, diagonal: np.ndarray) -> None:
     bad = np.argwhere(~np.isfinite(entries))
     if len(bad) or not np.isfinite(diagonal).all():
         i, j = bad[0] if len(bad) else (int(np.argmin(np.isfinite(diagonal))),) * 2

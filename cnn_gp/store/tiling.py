@@ -1,9 +1,9 @@
 """
-Which blocks of entries make up the matrices of a run.
+Which tiles of entries make up the matrices of a run.
 
-A run has three matrices over N training images: ``Kxx`` [N, N], of which only the upper triangle of blocks is computed,
-``Kxvx`` [N_vali, N] and ``Kxtx`` [N_test, N]. A row of blocks is ``n_max`` rows (the last one fewer); it is what is
-computed and committed at a time. A part is a file of a few rows of blocks.
+A run has three matrices over N training images: ``Kxx`` [N, N], of which only the upper triangle of tiles is computed,
+``Kxvx`` [N_vali, N] and ``Kxtx`` [N_test, N]. A tile is a square of ``n_max`` rows and columns (the last ones smaller).
+A row of tiles is what is computed and committed at a time. A part is a file of a few rows of tiles.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from ..errors import UserError
 #: Images on a side of a tile, where nothing else is asked for.
 DEFAULT_N_MAX = 200
 
-#: A run has fewer part files than this, or one per row of blocks if that is fewer.
+#: A run has fewer part files than this, or one per row of tiles if that is fewer.
 MAX_PARTS = 500
 
 MATRICES = ("Kxx", "Kxvx", "Kxtx")
 
 
 @dataclass(frozen=True)
-class BlockRow:
+class TileRow:
     """Rows ``start`` to ``stop`` of a matrix, from column ``first_column`` to its end."""
 
     matrix: str
@@ -33,22 +33,22 @@ class BlockRow:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the stored entries. In Kxx the first block of the row is the whole symmetric diagonal block."""
+        """Of the stored entries. In Kxx the first tile of the row is the whole symmetric one on the diagonal."""
         return self.stop - self.start, self.n_columns
 
     @property
     def entries(self) -> int:
-        """Kernel entries to compute: in a diagonal block one triangle, diagonal included."""
+        """Kernel entries to compute: in a tile on the diagonal one triangle, diagonal included."""
         n, m = self.shape
         return n * m - n * (n - 1) // 2 if self.matrix == "Kxx" else n * m
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of blocks of one matrix: a file."""
+    """Consecutive rows of tiles of one matrix: a file."""
 
     name: str
-    rows: tuple[BlockRow, ...]
+    rows: tuple[TileRow, ...]
 
     @property
     def entries(self) -> int:
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The sizes that decide a run's blocks."""
+    """The sizes that decide a run's tiles."""
 
     N_train: int
     N_vali: int
@@ -74,17 +74,17 @@ class Tiling:
         """The number of rows of each matrix."""
         return dict(zip(MATRICES, (self.N_train, self.N_vali, self.N_test), strict=True))
 
-    def rows(self, matrix: str) -> list[BlockRow]:
-        """The rows of blocks of a matrix, in order."""
+    def rows(self, matrix: str) -> list[TileRow]:
+        """The rows of tiles of a matrix, in order."""
         height = self.heights[matrix]
         rows = []
         for start in range(0, height, self.n_max):
             first = start if matrix == "Kxx" else 0
-            rows.append(BlockRow(matrix, start, min(start + self.n_max, height), first, self.N_train - first))
+            rows.append(TileRow(matrix, start, min(start + self.n_max, height), first, self.N_train - first))
         return rows
 
     def parts(self) -> list[Part]:
-        """All part files of the run, the longest rows of blocks first."""
+        """All part files of the run, the longest rows of tiles first."""
         rows = {matrix: self.rows(matrix) for matrix in MATRICES}
         # Each matrix's last part may be short, hence one part less for each.
         per_part = -(-sum(map(len, rows.values())) // (MAX_PARTS - len(MATRICES)))
@@ -100,15 +100,15 @@ class Tiling:
         return sum(part.entries for part in self.parts())
 
     @property
-    def n_blocks(self) -> int:
-        """n_max blocks in all."""
+    def n_tiles(self) -> int:
+        """Tiles in all."""
         return sum(-(-row.n_columns // self.n_max) for row in self.all_rows())
 
     def n_bytes(self, itemsize: int) -> int:
         """Bytes on disk, without the files' small overhead."""
         return itemsize * sum(n * m + n for n, m in (row.shape for row in self.all_rows()))
 
-    def all_rows(self) -> Iterator[BlockRow]:
-        """Every row of blocks of the run, in the order of the parts."""
+    def all_rows(self) -> Iterator[TileRow]:
+        """Every row of tiles of the run, in the order of the parts."""
         for part in self.parts():
             yield from part.rows

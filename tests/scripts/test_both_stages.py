@@ -22,7 +22,7 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("workdir")
     process = script("save_kernels", *SMALL, "--model=convnet_gp", f"--path={path}")
     assert process.returncode == 0, process.stderr
-    assert "60 training, 20 validation and 30 test images; 15 blocks, 4,830 kernel entries" in process.stdout
+    assert "60 training, 20 validation and 30 test images; 15 tiles, 4,830 kernel entries" in process.stdout
     return path
 
 

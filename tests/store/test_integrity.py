@@ -232,17 +232,6 @@ def test_claims_are_forgotten_in_the_runs_own_folder_only(tmp_path):
     assert {path.name for path in elsewhere.iterdir()} == {"a.claim", "thesis.tex"}
 
 
-@pytest.mark.parametrize("name", ["../x", "..", ".", "/tmp/x", "a/b", "", ".hidden", "a b", "a$", "x" * 101, "results"])
-def test_a_runs_name_is_a_files(tmp_path, name):
-    with pytest.raises(UserError, match=r"The run's name is .*; expected at most 100 letters"):
-        RunDirectory(tmp_path, name)
-
-
-@pytest.mark.parametrize("name", ["x", "resnet_gp_pool_global_ntk", "a.b-c_1", "_a", "x" * 100])
-def test_names_that_a_run_may_have(tmp_path, name):
-    assert RunDirectory(tmp_path, name).folder == tmp_path / name
-
-
 def test_temporary_files_of_two_containers_with_one_name_and_number_do_not_meet(tmp_path, monkeypatch):
     """Two processes of the same host's name and the same number, as the first process of each of two containers."""
     seen = []

@@ -1,4 +1,4 @@
-"""Every kernel entry belongs to exactly one block, whatever the sizes."""
+"""Every kernel entry belongs to exactly one tile, whatever the sizes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ sizes = st.integers(min_value=1, max_value=60)
 
 @settings(deadline=None, max_examples=200)
 @given(N=sizes, N_vali=sizes, N_test=sizes, n_max=st.integers(min_value=1, max_value=70))
-def test_blocks_cover_each_entry_once(N, N_vali, N_test, n_max):
+def test_tiles_cover_each_entry_once(N, N_vali, N_test, n_max):
     tiling = Tiling(N, N_vali, N_test, n_max)
     counts = {name: np.zeros((height, N), int) for name, height in tiling.heights.items()}
     for part in tiling.parts():
@@ -23,8 +23,8 @@ def test_blocks_cover_each_entry_once(N, N_vali, N_test, n_max):
     assert (counts["Kxvx"] == 1).all() and (counts["Kxtx"] == 1).all()
     upper = counts["Kxx"][np.triu_indices(N)]
     assert (upper == 1).all()
-    below_the_blocks = [(i, j) for i in range(N) for j in range(N) if j // n_max < i // n_max]
-    assert all(counts["Kxx"][i, j] == 0 for i, j in below_the_blocks)
+    below_the_tiles = [(i, j) for i in range(N) for j in range(N) if j // n_max < i // n_max]
+    assert all(counts["Kxx"][i, j] == 0 for i, j in below_the_tiles)
 
 
 @settings(deadline=None, max_examples=200)
@@ -44,7 +44,7 @@ def test_the_papers_job_has_fewer_than_500_parts_with_distinct_names(n_max):
 
 def test_the_papers_job_takes_nine_gigabytes_in_float32():
     assert Tiling(50_000, 10_000, 10_000, 200).n_bytes(4) == pytest.approx(9.02e9, rel=1e-3)
-    assert Tiling(50_000, 10_000, 10_000, 200).n_blocks == 56_375
+    assert Tiling(50_000, 10_000, 10_000, 200).n_tiles == 56_375
 
 
 @pytest.mark.parametrize("name", ["N_train", "N_vali", "N_test", "n_max"])

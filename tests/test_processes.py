@@ -1,0 +1,33 @@
+"""Processes: there, gone, or waiting for their parent to look."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+
+from cnn_gp.processes import host_id, is_same_process, started
+
+
+def test_a_process_is_known_by_its_number_and_start():
+    here = os.getpid()
+    since = started(here)
+    assert since is not None and is_same_process(here, since)
+    # As another process reads it, for which the system's clock was set by a second.
+    assert is_same_process(here, since + 1)
+    for other in (since - 60, since + 60, None, "5"):
+        assert not is_same_process(here, other)
+    assert str(host_id()).split("/")[0] == os.uname().nodename
+
+
+def test_a_dead_process_is_not_there_and_neither_is_a_zombie():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    since = started(process.pid)
+    assert is_same_process(process.pid, since)
+    process.kill()
+    # Until it is waited for it is a zombie.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
+    assert started(process.pid) is None
+    process.wait()
+    assert started(process.pid) is None and not is_same_process(process.pid, since)
