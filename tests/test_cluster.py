@@ -22,7 +22,7 @@ from cnn_gp.store.run_directory import RunDirectory
 from helpers.matrices import in_memory, stored
 from helpers.paths import TESTS
 from helpers.small_runs import NumpyEngine, begin, complete, job_of, make_data
-from helpers.workers import SIZES, SlowEngine, datasets_of
+from helpers.workers import SIZES, MeetingEngine, SlowEngine, datasets_of
 
 pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
 distributed = pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
@@ -43,7 +43,8 @@ def client():
 def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     complete(tmp_path / "here", make_data(**SIZES))
     begin(tmp_path / "cluster", make_data(**SIZES))
-    job = job_of(RunDirectory(tmp_path / "cluster", "small"), SlowEngine)
+    engine = functools.partial(MeetingEngine, folder=str(tmp_path / "met"), processes=2)
+    job = job_of(RunDirectory(tmp_path / "cluster", "small"), engine)
     assert compute_run(job, cluster=(client.get_executor(), 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     records = RunDirectory(tmp_path / "cluster", "small").provenance()
@@ -110,7 +111,7 @@ def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):
             time.sleep(0.005)
         os.kill(victim, signal.SIGKILL)
 
-    threading.Thread(target=kill).start()
+    threading.Thread(target=kill, daemon=True).start()
     job = job_of(run, functools.partial(SlowEngine, seconds=0.05))
     assert compute_run(job, cluster=(client.get_executor(), 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")

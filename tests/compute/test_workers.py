@@ -1,5 +1,6 @@
 """Many workers in one directory: shards and processes; and processes killed at any moment."""
 
+import contextlib
 import functools
 import os
 import random
@@ -22,7 +23,8 @@ from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import Tiling
 from helpers.paths import ROOT, TESTS
 from helpers.small_runs import NumpyEngine, begin, complete, compute, job_of, make_data
-from helpers.workers import SIZES, AlwaysDying, DyingEngine, NaNEngine, SlowEngine, datasets_of, start
+from helpers.waiting import PATIENCE, wait_until
+from helpers.workers import SIZES, AlwaysDying, DyingEngine, MeetingEngine, NaNEngine, SlowEngine, datasets_of, start
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +115,16 @@ def test_workers_that_always_die_end_in_one_line(tmp_path):
 @pytest.mark.parametrize("n", [2, 4])
 def test_programs_in_one_directory_share_the_work_and_all_finish(tmp_path, whole, n):
     begin(tmp_path, make_data(**SIZES))
-    processes = [start(tmp_path) for _ in range(n)]
+    # Each has claimed a part when it meets the others.
+    engine = functools.partial(MeetingEngine, folder=str(tmp_path / "met"), processes=n)
+    processes = [start(tmp_path, engine) for _ in range(n)]
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     assert datasets_of(tmp_path) == whole
     run = RunDirectory(tmp_path, "small")
     records = run.provenance()
-    assert len({record["pid"] for record in records}) >= 2
+    assert {record["pid"] for record in records} == {process.pid for process in processes}
     assert run.view_path.exists() and not list(run.folder.glob(".*"))
 
 
@@ -128,7 +132,7 @@ def test_shards_of_a_job_array(tmp_path, whole):
     begin(tmp_path, make_data(**SIZES))
     processes = [start(tmp_path, shard=(i, 3)) for i in (1, 2, 3)]
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     assert datasets_of(tmp_path) == whole
     assert (tmp_path / "small.h5").exists()
@@ -146,40 +150,50 @@ def test_a_shard_does_not_wait_for_the_others(tmp_path):
 # Kills ----------------------------------------------------------------------------------------------------------------
 
 
-def kill_and_resume(path, whole, delay):
-    """kill -9 after a while, then finish; what was finished before the kill isn't computed again."""
-    process = start(path)
+@contextlib.contextmanager
+def kept_from_ending(run, parts):
+    """While this process claims the last part of a run, no other can finish it, however fast it is."""
+    claims, last = Claims(run.claims_folder), in_order(parts)[-1].name
+    assert claims.take(last)
+    try:
+        yield
+    finally:
+        claims.release(last)
+
+
+def kill_and_resume(path, whole, n_parts, delay=0.0):
+    """kill -9 a while after some parts are finished, then finish; what was finished isn't computed again."""
     run = RunDirectory(path, "small")
-    while not list(run.folder.glob("claims/*.claim")) and process.is_alive():
-        time.sleep(0.001)
-    time.sleep(delay)
-    process.kill()
-    process.join()
+    with kept_from_ending(run, run.description().tiling.parts()):
+        process = start(path)
+        wait_until(lambda: len(list(run.folder.glob("K*.h5"))) >= n_parts or not process.is_alive())
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     finished = {file: file.stat().st_mtime_ns for file in run.folder.glob("K*.h5")}
+    assert n_parts <= len(finished) < 38
     compute(run)
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     assert datasets_of(path) == whole
     assert not list(run.folder.glob(".*")) and claimed(run.claims_folder) == {}
-    return len(finished)
 
 
 def test_killed_once_and_resumed_is_byte_equal(tmp_path, whole):
     begin(tmp_path, make_data(**SIZES))
-    assert kill_and_resume(tmp_path, whole, 0.4) > 0
+    kill_and_resume(tmp_path, whole, n_parts=5)
 
 
 @pytest.mark.kills
 def test_killed_at_twenty_random_moments_and_resumed_is_byte_equal(tmp_path, whole):
     moments = random.Random(0)
-    finished = []
     for i in range(20):
         begin(tmp_path / str(i), make_data(**SIZES))
-        finished.append(kill_and_resume(tmp_path / str(i), whole, moments.uniform(0, 1.5)))
-    assert len(set(finished)) > 5
+        kill_and_resume(tmp_path / str(i), whole, n_parts=moments.randrange(38), delay=moments.uniform(0, 0.05))
 
 
 def test_a_kill_in_a_part_of_many_rows_loses_one_row(tmp_path, monkeypatch):
-    """Parts of 32 rows of blocks: the rows finished before the kill are put aside and used."""
+    """Parts of 32 rows of tiles: the rows finished before the kill are put aside and used."""
     monkeypatch.setattr("cnn_gp.store.tiling.MAX_PARTS", 6)
 
     class Dying(NumpyEngine):
@@ -295,21 +309,46 @@ def test_verify_reads_every_byte(tmp_path):
     assert "every byte checked" in status(run, verify=True)
 
 
-def test_interrupted_by_signals_says_what_is_kept(tmp_path):
-    """Ctrl-C and SIGTERM with the real script: exit status, one line, no claims left."""
-    for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        command = [sys.executable, str(ROOT / "scripts" / "save_kernels.py"), f"--path={tmp_path / str(expected)}"]
-        command += ["--model=convnet_gp", "--n_max=50"]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+def interrupted(process, number, expected):
+    """It ends with the signal's exit status and one line."""
+    process.send_signal(number)
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == expected, error
+    assert error.strip().splitlines()[-1].startswith("stopped: what was finished is kept; start again")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(("number", "expected"), SIGNALS)
+def test_interrupted_in_the_middle_of_a_part(tmp_path, number, expected):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop()); path = sys.argv.pop();"
+        "from cnn_gp import cli; from helpers.small_runs import RunDirectory, compute;"
+        "from helpers.workers import EndlessEngine;"
+        "cli.run(lambda: compute(RunDirectory(path, 'small'), EndlessEngine()))"
+    )
+    run = begin(tmp_path, make_data())
+    command = [sys.executable, "-c", program, str(tmp_path), str(TESTS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: claimed(run.claims_folder) or process.poll() is not None)
+    interrupted(process, number, expected)
+    assert list(run.claims_folder.iterdir()) == [] and not list(run.folder.glob("K*"))
+
+
+@pytest.mark.parametrize(("number", "expected"), SIGNALS)
+def test_interrupted_by_signals_says_what_is_kept(tmp_path, number, expected):
+    """Ctrl-C and SIGTERM with the real script: exit status, one line, no claims left but another program's."""
+    run = RunDirectory(tmp_path, "convnet_gp")
+    command = [sys.executable, str(ROOT / "scripts" / "save_kernels.py"), f"--path={tmp_path}"]
+    command += ["--dataset=digits", "--model=convnet_gp", "--n_max=50"]
+    with kept_from_ending(run, Tiling(1000, 400, 397, 50).parts()):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        folder = tmp_path / str(expected) / "convnet_gp"
-        while len(list(folder.glob("K*.h5"))) < 2 and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(number)
-        _, error = process.communicate(timeout=60)
-        assert process.returncode == expected, error
-        assert error.strip().splitlines()[-1].startswith("stopped: what was finished is kept; start again")
-        assert "Traceback" not in error
-        assert list(folder.glob("claims/*")) == []
+        wait_until(lambda: len(list(run.folder.glob("K*.h5"))) >= 2 or process.poll() is not None)
+        interrupted(process, number, expected)
+        assert len(claimed(run.claims_folder)) == 1
+    assert claimed(run.claims_folder) == {}
 
 
 # With the real engine -------------------------------------------------------------------------------------------------
@@ -341,12 +380,13 @@ def test_the_real_engine_killed_at_three_random_moments_is_byte_equal(tmp_path):
     moments = random.Random(1)
     for i in range(3):
         path = tmp_path / str(i)
-        process = real(path)
-        while not list(path.glob("convnet_gp/K*.h5")) and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.5))
-        process.kill()
-        process.wait()
+        run = RunDirectory(path, "convnet_gp")
+        with kept_from_ending(run, Tiling(90, 20, 20, 6).parts()):
+            process = real(path)
+            wait_until(lambda run=run, process=process: list(run.folder.glob("K*.h5")) or process.poll() is not None)
+            time.sleep(moments.uniform(0, 0.5))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
         finished = {file: file.stat().st_mtime_ns for file in path.glob("convnet_gp/K*.h5")}
         assert finished
         assert real(path).wait() == 0

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from .paths import ROOT
+from .waiting import PATIENCE
 
 SMALL = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_max=25"]
 
@@ -15,7 +16,7 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 def script(name: str, *flags: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, **options)
 
 
 def refused(process: subprocess.CompletedProcess[str], said: str, status: int = 1) -> None:

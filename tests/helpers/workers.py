@@ -1,10 +1,10 @@
 """Engines that are slow or die, and processes that compute a small run with them."""
 
-import functools
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from cnn_gp.engines.engine import Progress
 from cnn_gp.store.run_directory import RunDirectory
 
 from .small_runs import NumpyEngine, job_of
+from .waiting import wait_until
 
 SIZES = {"N_train": 120, "N_vali": 40, "N_test": 30}
 
@@ -51,17 +52,30 @@ class DyingEngine(SlowEngine):
         return super().matrix(X, X2, progress)
 
 
-def work(
-    path: Path,
-    seconds: float = 0.02,
-    claim_timeout: float = 60.0,
-    heartbeat: float = 10.0,
-    shard: tuple[int, int] = (1, 1),
-) -> None:
+class MeetingEngine(NumpyEngine):
+    """Computes nothing before as many processes have one as are to meet."""
+
+    def __init__(self, device: str = "cpu", folder: str = "", processes: int = 1) -> None:
+        super().__init__()
+        place = Path(folder)
+        place.mkdir(exist_ok=True)
+        (place / str(os.getpid())).touch()
+        wait_until(lambda: len(list(place.iterdir())) >= processes)
+
+
+class EndlessEngine(NumpyEngine):
+    """Is at work until its worker is stopped."""
+
+    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+        assert progress is not None
+        while True:
+            progress(0)
+            time.sleep(0.005)
+
+
+def work(path: Path, engine: Callable[[str], Any] = SlowEngine, shard: tuple[int, int] = (1, 1)) -> None:
     """A process of its own: compute what is missing."""
-    engine = functools.partial(SlowEngine, seconds=seconds)
-    job = job_of(RunDirectory(path, "small"), engine, claim_timeout=claim_timeout, heartbeat=heartbeat)
-    compute_run(job, shard=shard)
+    compute_run(job_of(RunDirectory(path, "small"), engine), shard=shard)
 
 
 def start(*arguments: Any, **options: Any) -> SpawnProcess:

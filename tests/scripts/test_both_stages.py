@@ -5,15 +5,16 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import h5py
 import numpy as np
 import pytest
 
+from cnn_gp.compute.claims import Claims
 from helpers.paths import ROOT
 from helpers.scripts import ENVIRONMENT, SMALL, refused, script
 from helpers.small_runs import NumpyEngine, complete, make_data
+from helpers.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +90,19 @@ def test_killed_and_resumed_is_the_same(workdir, tmp_path):
     """kill -9 once the first parts are there: what was finished stays, the rest is computed, the numbers are equal."""
     command = [sys.executable, ROOT / "scripts" / "save_kernels.py", *SMALL[:-1], "--n_max=4"]
     command += ["--model=convnet_gp", f"--path={tmp_path}"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "convnet_gp"
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("Kxx*.h5"))) < 3 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
+    # While another program is at work on a part, this one can't end.
+    other = Claims(folder / "claims")
+    other.take("Kxtx_0007")
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list(folder.glob("Kxx*.h5"))) >= 3 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    other.release("Kxtx_0007")
     finished = {path: path.read_bytes() for path in folder.glob("K*.h5")}
     assert 3 <= len(finished) < 28
     assert not (tmp_path / "convnet_gp.h5").exists()
-    refused(script("classify_gp", f"--path={tmp_path}", "--model=convnet_gp"), "of 28 parts are missing: Kxx_")
+    refused(script("classify_gp", f"--path={tmp_path}", "--model=convnet_gp"), "of 28 parts are missing: Kx")
 
     resumed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
@@ -120,6 +123,7 @@ def test_killed_and_resumed_is_the_same(workdir, tmp_path):
         (["--N_test=0"], "N_test is 0"),
         (["--n_gpus=7"], "--n_gpus is 7, but TensorFlow sees"),
         (["--n_max=0"], "n_max is 0"),
+        (["--run_name=../x"], "The run's name is '../x'"),
         (["--depth=31"], "depth is 31"),
         (["convnet_gp"], "'convnet_gp' isn't a flag"),
         (["--model=resnet"], "value should be one of <convnet_gp|"),
@@ -193,7 +197,7 @@ def test_run_all_experiments(tmp_path):
 
     def run(**changes):
         command = ["bash", str(ROOT / "run_all_experiments.bash")]
-        return subprocess.run(command, env={**environment, **changes}, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env={**environment, **changes}, capture_output=True, text=True, timeout=PATIENCE)
 
     first = run()
     assert first.returncode == 0, first.stderr
