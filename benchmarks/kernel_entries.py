@@ -68,7 +68,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         engine, n = FusedEngine(program), FLAGS.n_fused
         more = {"operations": operations.per_entry(program), "peak": operations.peak()}
     else:
-        engine = TensorFlowEngine(kernel, n_gpus=FLAGS.n_gpus, tile=case["tile"])
+        engine = TensorFlowEngine(kernel, n_gpus=FLAGS.n_gpus, batch_size=case["tile"])
         n = FLAGS.n_images
     X = images(2 * n).astype(FLAGS.float_type)
     start = time.perf_counter()

@@ -55,19 +55,7 @@ def made_run(path: str, N_train: int, N_vali: int, N_test: int, n_max: int = DEF
     data = made_data(N_train, N_vali, N_test)
     # What stage 2 prints of a kernel is read from its layers.
     kernel = {"input_shape": [D], "network": {"layer": "Dense", "var_weight": 1.0, "var_bias": 0.0}}
-    description = Description(
-        model="random",
-        kernel=kernel,
-        dataset=data.name,
-        data_hash=data.data_hash(),
-        image_shape=data.image_shape,
-        n_classes=data.n_classes,
-        N_train=N_train,
-        N_vali=N_vali,
-        N_test=N_test,
-        n_max=n_max,
-        float_type="float32",
-    )
+    description = Description.of(data, model="random", kernel=kernel, n_max=n_max, float_type="float32")
     run = RunDirectory(path, "made")
     run.begin(description, data)
     compute_run(Job(path, run.name, MadeEngine, description.fingerprint))

@@ -1,5 +1,7 @@
 """Flags that several scripts have, each defined once; a script defines what it has alone."""
 
+from typing import Any
+
 from absl import flags
 
 from .data.datasets import DATASETS
@@ -48,16 +50,23 @@ def define_sizes() -> None:
     flags.DEFINE_integer("N_test", None, "Test images; by default the data set's own number.")
 
 
-def sizes() -> dict[str, int | None]:
+def sizes() -> dict[str, Any]:
     """The sizes that the flags of :func:`define_sizes` ask for; None: the data set's own."""
     return {name: flags.FLAGS[name].value for name in ("N_train", "N_vali", "N_test")}
 
 
 def define_n_max() -> None:
     """--n_max"""
-    flags.DEFINE_integer("n_max", DEFAULT_N_MAX, "Images on a side of a stored tile, and of a batch on a GPU.")
+    flags.DEFINE_integer("n_max", DEFAULT_N_MAX, "Images on a side of a stored tile.")
 
 
-def define_n_gpus() -> None:
-    """--n_gpus"""
-    flags.DEFINE_integer("n_gpus", 0, "GPUs to use; 0 means the CPU.")
+def define_devices() -> None:
+    """--n_gpus, and --batch_size, which decides how much memory a device needs and not which run it is."""
+    flags.DEFINE_integer("n_gpus", 0, "GPUs to use; 0 means the CPU.", lower_bound=0)
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "Images on a side of the batch that the tensorflow engine computes at a time; less takes less memory. By "
+        "default 200 on a GPU, or n_max if that is less, and 16 on the CPU.",
+        lower_bound=1,
+    )

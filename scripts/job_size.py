@@ -23,7 +23,7 @@ shared_flags.define_data_set()
 shared_flags.define_sizes()
 flags.DEFINE_list("runs", None, "Models and seeds of the random search, separated by commas.", required=True)
 shared_flags.define_n_max()
-shared_flags.define_n_gpus()
+shared_flags.define_devices()
 
 
 def main() -> None:
@@ -68,14 +68,16 @@ def _model_and_seed(item: str) -> tuple[str, int]:
 
 def _seconds_per_covariance(data: datasets.Dataset, n_gpus: int) -> float:
     """What one covariance of one layer costs on this machine, on images of this size, in a network of six layers."""
-    from cnn_gp.engines.engine import make_engine
+    from cnn_gp.engines.choice import make_engine
+    from cnn_gp.engines.tensorflow import default_batch_size
     from cnn_gp.kernels.deep import DeepKernel
     from cnn_gp.kernels.layers import ExReLU
 
     kernel = DeepKernel(data.image_shape, [3] * 6, ExReLU())
-    engine = make_engine("auto", kernel, n_gpus=n_gpus, n_max=FLAGS.n_max)
+    batch_size = FLAGS.batch_size or default_batch_size(n_gpus, FLAGS.n_max)
+    engine = make_engine("auto", kernel, n_gpus=n_gpus, batch_size=batch_size)
     # On the CPU enough for every core to have some.
-    X = np.resize(data.X.astype(np.float32), (FLAGS.n_max if n_gpus else 256, data.X.shape[1]))
+    X = np.resize(data.X.astype(np.float32), (batch_size if n_gpus else 256, data.X.shape[1]))
     engine.matrix(X, X)
     start = time.perf_counter()
     engine.matrix(X, X)

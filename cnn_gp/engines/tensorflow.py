@@ -1,10 +1,10 @@
 """
 The kernel's own TensorFlow program, compiled by XLA, on the CPU or on GPUs.
 
-A matrix is cut into square tiles of one size (the last ones padded by repeating an image), so that there is one
-compilation, and the tiles are dealt to lanes: one per GPU, or on the CPU one per core. On the CPU the tiles are small,
-so that the maps of a tile's pairs stay in the cache between one operation and the next, and each lane computes whole
-tiles on a single thread, which scales better than many threads in each operation.
+A matrix is cut into square batches of pairs of images, all of one size (the last ones padded by repeating an image), so
+that there is one compilation, and the batches are dealt to the GPUs, or on the CPU to its cores. On the CPU a batch is
+small, so that the maps of its pairs stay in the cache between one operation and the next, and each core computes whole
+batches on a single thread, which scales better than many threads in each operation.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -24,90 +24,71 @@ if TYPE_CHECKING:
     from ..kernels.nngp import NNGPKernel
     from .engine import Progress
 
-#: Images on a side of a tile on the CPU: found by benchmarks/kernel_entries.py's sweep.
-CPU_TILE = 16
+#: Images on a side of a batch on the CPU: found by benchmarks/kernel_entries.py's sweep.
+CPU_BATCH = 16
+
+#: The same on a GPU.
+GPU_BATCH = 200
 
 
-def configure(n_gpus: int, use: bool = True) -> int:
+def default_batch_size(n_gpus: int, n_max: int = GPU_BATCH) -> int:
+    """Images on a side of a batch where nothing else is asked for, for tiles of n_max images."""
+    return min(n_max, GPU_BATCH) if n_gpus else CPU_BATCH
+
+
+def n_gpus_seen() -> int:
+    """The GPUs of this machine that TensorFlow can use."""
+    return len(tf.config.list_physical_devices("GPU"))
+
+
+def configure(n_gpus: int, use: bool = True) -> None:
     """
     Set TensorFlow up for a process that does nothing but compute kernels. To be called before TensorFlow's first use.
 
-    On the CPU an operation gets one thread, since the engine runs a tile per core. GPU memory grows as it is used.
+    On the CPU an operation gets one thread, since the engine runs a batch per core. GPU memory grows as it is used.
+    Where TensorFlow was in use before, as in a notebook, its settings stay.
 
     :param use: False: check that there are so many, but leave them to other processes.
-    :return: the number of GPUs that TensorFlow sees, whether they are used or not.
     :raises UserError: where there are fewer than asked for.
     """
-    global _configured
-    if n_gpus < 0:
-        raise UserError(f"--n_gpus is {n_gpus}; expected 0 (the CPU) or the number of GPUs.")
-    gpus = tf.config.list_physical_devices("GPU")
-    if n_gpus > len(gpus):
+    if n_gpus > n_gpus_seen():
         raise UserError(
-            f"--n_gpus is {n_gpus}, but TensorFlow sees {len(gpus)} GPUs: lower it, or install the package with "
+            f"--n_gpus is {n_gpus}, but TensorFlow sees {n_gpus_seen()} GPUs: lower it, or install the package with "
             "its [gpu] extra and check that nvidia-smi lists them."
         )
-    used = gpus[:n_gpus] if use else []
-    tf.config.set_visible_devices(used, "GPU")
-    for gpu in used:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if not used:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(n_cores())
-        # The CPU device is initialised here, so that what TensorFlow has to say is said now.
-        tf.config.list_logical_devices()
-    _configured = True
-    return len(gpus)
-
-
-def worker_engine(device: str, *, model_arguments: dict[str, Any], n_max: int = 200) -> "TensorFlowEngine":
-    """
-    In a worker: the engine of a named kernel on a device.
-
-    :param device: "cpu", "gpu:i" (a process that sees that GPU only), or "cluster": a GPU where there is one.
-    :param model_arguments: of :func:`cnn_gp.kernels.architectures.build_kernel`.
-    """
-    from ..kernels.architectures import build_kernel
-
-    n_gpus = len(tf.config.list_physical_devices("GPU")) if device == "cluster" else int(device.startswith("gpu"))
-    # Unless this is the main process, which has done it for the same device.
-    if not configured():
-        # Where TensorFlow was in use before, as in a notebook, its settings stay.
-        with contextlib.suppress(RuntimeError):
-            configure(min(n_gpus, 1))
-    return TensorFlowEngine(build_kernel(**model_arguments), n_gpus=min(n_gpus, 1), n_max=n_max)
-
-
-_configured = False
-
-
-def configured() -> bool:
-    """Whether :func:`configure` was called in this process."""
-    return _configured
+    used = tf.config.list_physical_devices("GPU")[:n_gpus] if use else []
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices(used, "GPU")
+        for gpu in used:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if not used:
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            tf.config.threading.set_inter_op_parallelism_threads(n_cores())
+            # Initialise the CPU device, so that TensorFlow's start-up messages appear here.
+            tf.config.list_logical_devices()
 
 
 class TensorFlowEngine:
     """
-    Computes blocks of a kernel with TensorFlow and XLA.
+    Computes matrices of a kernel with TensorFlow and XLA.
 
     :param kernel: the kernel; the dtype of the images decides the precision.
     :param n_gpus: 0 for the CPU.
-    :param n_max: images on a side of a tile on a GPU.
-    :param tile: images on a side of a tile, in place of the default for the device.
+    :param batch_size: images on a side of a batch, in place of :func:`default_batch_size`'s.
     """
 
     name = "tensorflow"
 
-    def __init__(self, kernel: "NNGPKernel", *, n_gpus: int = 0, n_max: int = 200, tile: int | None = None) -> None:
+    def __init__(self, kernel: "NNGPKernel", *, n_gpus: int = 0, batch_size: int | None = None) -> None:
         # TF32 would silently round float32 products to 10 bits on recent GPUs.
         tf.config.experimental.enable_tensor_float_32_execution(False)
-        lanes = [f"/GPU:{i}" for i in range(n_gpus)] or ["/CPU:0"] * n_cores()
+        devices = [f"/GPU:{i}" for i in range(n_gpus)] or ["/CPU:0"] * n_cores()
         self._kernel = kernel
-        self._tile = tile or (n_max if n_gpus else CPU_TILE)
-        self._lanes: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for lane in lanes:
-            self._lanes.put(lane)
-        self._pool = ThreadPoolExecutor(len(lanes), thread_name_prefix="lane")
+        self._batch_size = batch_size or default_batch_size(n_gpus)
+        self._free_devices: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for device in devices:
+            self._free_devices.put(device)
+        self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="batch")
         self._compiling = threading.Lock()
         self._compiled: set[tuple] = set()
         self._cross = tf.function(lambda X, X2: kernel.K(X, X2), jit_compile=True, autograph=False)
@@ -119,17 +100,17 @@ class TensorFlowEngine:
         X2 = X if X2 is None else X2
         result = np.empty((len(X), len(X2)), X.dtype)
 
-        def compute(tile: tuple[int, int]) -> None:
-            i, j = tile
-            rows, columns = X[i : i + self._tile], X2[j : j + self._tile]
-            block = self._run(self._cross, self._padded(rows), self._padded(columns))[: len(rows), : len(columns)]
-            result[i : i + len(rows), j : j + len(columns)] = block
+        def compute(corner: tuple[int, int]) -> None:
+            i, j = corner
+            rows, columns = X[i : i + self._batch_size], X2[j : j + self._batch_size]
+            entries = self._run(self._cross, self._padded(rows), self._padded(columns))[: len(rows), : len(columns)]
+            result[i : i + len(rows), j : j + len(columns)] = entries
             if progress is not None:
-                # Of a tile on the diagonal only a triangle is kept.
+                # Of a batch on the diagonal only a triangle is kept.
                 n = len(rows)
-                progress(n * (n + 1) // 2 if symmetric and i == j else block.size)
+                progress(n * (n + 1) // 2 if symmetric and i == j else entries.size)
 
-        each(self._pool, compute, self._tiles(len(X), len(X2), symmetric))
+        each(self._pool, compute, self._corners(len(X), len(X2), symmetric))
         if symmetric:
             lower = np.tril_indices(len(X), -1)
             result[lower] = result.T[lower]
@@ -137,33 +118,33 @@ class TensorFlowEngine:
         return result
 
     def diag(self, X: np.ndarray) -> np.ndarray:
-        """The variances of the images, [N]."""
+        """The kernel's diagonal K(x, x) at the images, [N]."""
         result = np.empty(len(X), X.dtype)
 
-        def compute(tile: tuple[int, int]) -> None:
-            i, _ = tile
-            rows = X[i : i + self._tile]
+        def compute(corner: tuple[int, int]) -> None:
+            i, _ = corner
+            rows = X[i : i + self._batch_size]
             result[i : i + len(rows)] = self._run(self._diag, self._padded(rows))[: len(rows)]
 
-        each(self._pool, compute, ((i, i) for i in range(0, len(X), self._tile)))
+        each(self._pool, compute, ((i, i) for i in range(0, len(X), self._batch_size)))
         return result
 
     def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
         """For an error message: the layer in which the kernel of two images [D] first isn't finite."""
         return self._kernel.first_non_finite(x[None], x2[None]) or "the compiled program only"
 
-    def _tiles(self, n: int, m: int, symmetric: bool) -> Iterator[tuple[int, int]]:
-        for i in range(0, n, self._tile):
-            for j in range(i if symmetric else 0, m, self._tile):
+    def _corners(self, n: int, m: int, symmetric: bool) -> Iterator[tuple[int, int]]:
+        for i in range(0, n, self._batch_size):
+            for j in range(i if symmetric else 0, m, self._batch_size):
                 yield i, j
 
     def _padded(self, images: np.ndarray) -> np.ndarray:
-        """The images, the last one repeated until there are as many as a tile is wide: one shape, one compilation."""
-        missing = self._tile - len(images)
+        """The images, the last one repeated until there are as many as a batch has: one shape, one compilation."""
+        missing = self._batch_size - len(images)
         return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
 
     def _run(self, function: tf.types.experimental.PolymorphicFunction, *images: np.ndarray) -> np.ndarray:
-        with self._lane() as device, tf.device(device):
+        with self._device() as device, tf.device(device):
             key = (id(function), device, images[0].dtype)
             if key in self._compiled:
                 return function(*map(tf.constant, images)).numpy()
@@ -173,9 +154,9 @@ class TensorFlowEngine:
                 return result
 
     @contextlib.contextmanager
-    def _lane(self) -> Iterator[str]:
-        device = self._lanes.get()
+    def _device(self) -> Iterator[str]:
+        device = self._free_devices.get()
         try:
             yield device
         finally:
-            self._lanes.put(device)
+            self._free_devices.put(device)

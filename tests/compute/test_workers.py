@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn_gp.compute.claims import Claims, claimed
-from cnn_gp.compute.scheduler import check_disk, compute_run, in_order, shares, status
+from cnn_gp.compute.scheduler import check_disk, compute_run, in_order, shares
+from cnn_gp.compute.status import status
 from cnn_gp.errors import UserError
+from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import Tiling
 from helpers.paths import ROOT, TESTS
@@ -108,7 +110,7 @@ def test_a_non_finite_entry_in_a_worker_process_is_one_line_that_names_it(tmp_pa
 
 def test_workers_that_always_die_end_in_one_line(tmp_path):
     begin(tmp_path, make_data())
-    with pytest.raises(UserError, match="All workers died, most likely for lack of memory"):
+    with pytest.raises(UserError, match=r"All workers died, .* memory: give a lower --batch_size, then start again"):
         compute_run(job_of(RunDirectory(tmp_path, "small"), AlwaysDying), ["cpu", "cpu"], say=lambda line: None)
 
 
@@ -283,7 +285,10 @@ def test_status_says_what_is_done_missing_damaged_and_at_work(tmp_path):
     run = begin(tmp_path, make_data(**SIZES))
     assert "0 of 38 parts done, 0.0% of" in status(run)
     compute(run)
-    assert status(run) == f"small in {tmp_path}: 38 of 38 parts done, 100.0% of 15,660 kernel entries"
+    assert status(run).splitlines() == [
+        f"small in {tmp_path}: 38 of 38 parts done, 100.0% of 15,660 kernel entries",
+        "  computed by the numpy engine (38 parts)",
+    ]
     (run.folder / "Kxx_0001.h5").unlink()
     path = run.folder / "Kxx_0002.h5"
     path.write_bytes(path.read_bytes()[:1000])
@@ -397,14 +402,13 @@ def test_the_real_engine_killed_at_three_random_moments_is_byte_equal(tmp_path):
 def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
     """What --n_gpus=2 does, with the CPU in the places of the GPUs."""
     from cnn_gp import build_kernel, load
-    from cnn_gp.compute.scheduler import describe_run
-    from cnn_gp.engines.tensorflow import worker_engine
+    from cnn_gp.engines.choice import Choice, engine_on_device
 
     data = load("digits", N_train=90, N_vali=20, N_test=20)
-    arguments = {"model": "convnet_gp", "input_shape": data.image_shape}
+    kernel = build_kernel("convnet_gp", data.image_shape).describe()
     run = RunDirectory(tmp_path / "two", "convnet_gp")
-    run.begin(describe_run(build_kernel(**arguments), "convnet_gp", data, 6, "float32"), data)
-    engine = functools.partial(worker_engine, model_arguments=arguments)
+    run.begin(Description.of(data, model="convnet_gp", kernel=kernel, n_max=6, float_type="float32"), data)
+    engine = functools.partial(engine_on_device, choice=Choice("tensorflow"), kernel=kernel, n_max=6)
     assert compute_run(job_of(run, engine), ["cpu", "cpu"])
     assert real(tmp_path / "one", "--engine=tensorflow").wait() == 0
     assert real_matrices(tmp_path / "one") == real_matrices(tmp_path / "two")

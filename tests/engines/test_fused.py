@@ -22,7 +22,7 @@ from cnn_gp import (
     Sum,
 )
 from cnn_gp.data import datasets
-from cnn_gp.engines.engine import choose_engine, make_engine
+from cnn_gp.engines.choice import choose_engine, make_engine
 from cnn_gp.engines.fused import loops
 from cnn_gp.engines.fused.engine import FusedEngine
 from cnn_gp.engines.fused.loops import LANES
@@ -119,7 +119,8 @@ def test_the_same_bits_for_any_threads_and_places(name, monkeypatch):
 
 
 def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
-    from cnn_gp.compute.scheduler import compute_run, describe_run
+    from cnn_gp.compute.scheduler import compute_run
+    from cnn_gp.store.description import Description
     from cnn_gp.store.run_directory import RunDirectory
     from cnn_gp.store.stored_matrix import StoredGram
 
@@ -129,7 +130,8 @@ def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
     stored = []
     for n_max in (7, 64, 200):
         run = RunDirectory(tmp_path, f"n{n_max}")
-        run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
+        description = Description.of(data, model="random", kernel=kernel.describe(), n_max=n_max, float_type="float32")
+        run.begin(description, data)
         compute_run(job_of(run, lambda device: engine))
         from cnn_gp.regression.lower_triangle import assemble
 
@@ -240,9 +242,9 @@ def test_what_it_has_not_is_refused_and_auto_says_why(kernel, options, said):
     choice = choose_engine("auto", kernel, **options)
     assert choice.name == "tensorflow"
     if "n_gpus" not in options:
-        import re
-
-        assert re.search(said, choice.reason) and "--engine" not in choice.reason
+        with pytest.raises(NotLowered) as refused:
+            choose_engine("fused", kernel, **options)
+        assert choice.reason == refused.value.reason and "--engine" not in choice.reason
 
 
 def test_auto_takes_it_on_the_cpu():
@@ -292,9 +294,9 @@ def test_a_worker_does_not_import_tensorflow(tmp_path):
     (tmp_path / "program").write_bytes(pickle.dumps(lower(kernel)))
     np.save(tmp_path / "X.npy", images(kernel, 12))
     program = (
-        "import pickle, sys; import numpy as np; from cnn_gp.engines.engine import Choice, worker_engine;"
+        "import pickle, sys; import numpy as np; from cnn_gp.engines.choice import Choice, engine_on_device;"
         "program = pickle.load(open(sys.argv[1] + '/program', 'rb'));"
-        "engine = worker_engine('cluster', choice=Choice('fused', program, True), model_arguments={});"
+        "engine = engine_on_device('cluster', choice=Choice('fused', program, True), kernel={}, n_max=6);"
         "np.save(sys.argv[1] + '/K.npy', engine.matrix(np.load(sys.argv[1] + '/X.npy')));"
         "sys.exit('tensorflow' in sys.modules)"
     )

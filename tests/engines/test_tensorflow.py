@@ -1,4 +1,4 @@
-"""The tensorflow engine: the kernel's own numbers, whatever the blocks, and errors that don't hang."""
+"""The tensorflow engine: the kernel's own numbers, whatever the batches, and errors that don't hang."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,9 @@ from cnn_gp import (
     Sequential,
     gram,
 )
-from cnn_gp.engines.engine import make_engine
-from cnn_gp.engines.tensorflow import TensorFlowEngine, configure
+from cnn_gp.compute.status import ENGINES_DIFFER
+from cnn_gp.engines.choice import make_engine
+from cnn_gp.engines.tensorflow import CPU_BATCH, GPU_BATCH, TensorFlowEngine, configure, default_batch_size
 from cnn_gp.errors import UserError
 from helpers.small_runs import job_of
 
@@ -28,12 +29,12 @@ KERNELS = {
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_blocks_of_any_size_give_the_kernel(name, dtype, rng):
+def test_batches_of_any_size_give_the_kernel(name, dtype, rng):
     kernel = KERNELS[name]
     X, X2 = (rng.random((n, 64)).astype(dtype) for n in (37, 21))
     tolerance = 1e-9 if dtype == np.float64 else 2e-6
-    for tile in (7, 16, 64):
-        engine = TensorFlowEngine(kernel, tile=tile)
+    for size in (7, 16, 64):
+        engine = TensorFlowEngine(kernel, batch_size=size)
         cross, square = engine.matrix(X, X2), engine.matrix(X)
         assert cross.dtype == square.dtype == dtype
         np.testing.assert_allclose(cross, kernel(X, X2), rtol=tolerance)
@@ -46,9 +47,10 @@ def test_blocks_of_any_size_give_the_kernel(name, dtype, rng):
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     """float32, n_max 7, 64 and 200: relative 2e-6."""
-    from cnn_gp.compute.scheduler import compute_run, describe_run
+    from cnn_gp.compute.scheduler import compute_run
     from cnn_gp.data import datasets
     from cnn_gp.regression.lower_triangle import assemble
+    from cnn_gp.store.description import Description
     from cnn_gp.store.run_directory import RunDirectory
     from cnn_gp.store.stored_matrix import StoredGram
 
@@ -58,7 +60,8 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
     matrices = []
     for n_max in (7, 64, 200):
         run = RunDirectory(tmp_path, f"n{n_max}")
-        run.begin(describe_run(kernel, "random", data, n_max, "float32"), data)
+        description = Description.of(data, model="random", kernel=kernel.describe(), n_max=n_max, float_type="float32")
+        run.begin(description, data)
         compute_run(job_of(run, lambda device: engine))
         K = assemble(StoredGram(run), 210).matrix()
         np.testing.assert_array_equal(np.diag(K), run.read_diagonal("Kxx"))
@@ -73,7 +76,7 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
 def test_progress_counts_the_entries(rng):
     X = rng.random((21, 64)).astype(np.float32)
     counted = []
-    engine = TensorFlowEngine(KERNELS["relu"], tile=8)
+    engine = TensorFlowEngine(KERNELS["relu"], batch_size=8)
     engine.matrix(X, progress=counted.append)
     assert sum(counted) == 21 * 22 // 2
     counted.clear()
@@ -81,8 +84,8 @@ def test_progress_counts_the_entries(rng):
     assert sum(counted) == 21 * 5
 
 
-def test_an_error_in_a_lane_is_raised_and_the_engine_goes_on(rng):
-    engine = TensorFlowEngine(KERNELS["relu"], tile=4)
+def test_an_error_in_a_batch_is_raised_and_the_engine_goes_on(rng):
+    engine = TensorFlowEngine(KERNELS["relu"], batch_size=4)
     with pytest.raises(UserError, match="have 63 columns; expected 64"):
         engine.matrix(rng.random((40, 63)))
     assert engine.matrix(rng.random((5, 64))).shape == (5, 5)
@@ -134,21 +137,35 @@ def test_tf32_is_off():
 def test_more_gpus_than_there_are_is_refused():
     with pytest.raises(UserError, match=r"--n_gpus is 9, but TensorFlow sees \d GPUs"):
         configure(9)
-    with pytest.raises(UserError, match="--n_gpus is -1"):
-        configure(-1)
 
 
-def test_two_devices_share_the_tiles(rng, monkeypatch):
-    """The lanes of two GPUs, with the CPU in their places."""
-    engine = TensorFlowEngine(KERNELS["relu"], n_gpus=0, tile=8)
+def test_a_batch_is_no_larger_than_a_tile_on_a_gpu():
+    assert default_batch_size(n_gpus=0, n_max=6) == CPU_BATCH
+    assert default_batch_size(n_gpus=1, n_max=50) == 50
+    assert default_batch_size(n_gpus=2, n_max=5000) == GPU_BATCH == 200
+
+
+def test_two_devices_share_the_batches(rng, monkeypatch):
+    """Two GPUs, with the CPU in their places."""
+    engine = TensorFlowEngine(KERNELS["relu"], n_gpus=0, batch_size=8)
     used = []
     real = tf.device
     monkeypatch.setattr(tf, "device", lambda name: (used.append(name), real("/CPU:0"))[1])
     import queue
 
-    engine._lanes = queue.SimpleQueue()
-    for lane in ("/GPU:0", "/GPU:1"):
-        engine._lanes.put(lane)
+    engine._free_devices = queue.SimpleQueue()
+    for device in ("/GPU:0", "/GPU:1"):
+        engine._free_devices.put(device)
     X = rng.random((40, 64))
     np.testing.assert_allclose(engine.matrix(X), KERNELS["relu"](X), rtol=1e-10)
     assert {"/GPU:0", "/GPU:1"} <= set(used)
+
+
+@pytest.mark.parametrize(("name", "bound"), [("relu", 1e-6), ("erf", 1e-5)])
+def test_two_engines_differ_by_no_more_than_is_said(name, bound, rng):
+    """What save_kernels.py says of a run whose parts come from both."""
+    kernel = KERNELS[name]
+    X = rng.random((70, 64)).astype(np.float32)
+    fused, compiled = (gram(kernel, X, engine=engine).astype(np.float64) for engine in ("fused", "tensorflow"))
+    np.testing.assert_allclose(fused, compiled, rtol=bound)
+    assert f"up to {bound:.0e}".replace("-0", "-") in ENGINES_DIFFER

@@ -1,6 +1,7 @@
 """Small runs with a kernel in NumPy, for tests of everything but the mathematics."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,9 @@ def make_data(N_train: int = 23, N_vali: int = 9, N_test: int = 7, n_classes: in
 
 
 def make_description(data: Dataset, n_max: int = 5, float_type: str = "float64", **changes: Any) -> Description:
-    N_train, N_vali, N_test = data.sizes
-    fields: dict[str, Any] = {
-        "model": "convnet_gp",
-        "kernel": {"input_shape": [1, 1, 2], "network": {"layer": "Dense", "var_weight": 1.0, "var_bias": 0.0}},
-        "dataset": data.name,
-        "data_hash": data.data_hash(),
-        "image_shape": data.image_shape,
-        "n_classes": data.n_classes,
-        "N_train": N_train,
-        "N_vali": N_vali,
-        "N_test": N_test,
-        "n_max": n_max,
-        "float_type": float_type,
-    }
-    return Description(**{**fields, **changes})
+    kernel = {"input_shape": [1, 1, 2], "network": {"layer": "Dense", "var_weight": 1.0, "var_bias": 0.0}}
+    description = Description.of(data, model="convnet_gp", kernel=kernel, n_max=n_max, float_type=float_type)
+    return replace(description, **changes)
 
 
 def begin(path: Path, data: Dataset, **changes: Any) -> RunDirectory:

@@ -14,7 +14,7 @@ from cnn_gp import (
     build_kernel,
     gram,
 )
-from cnn_gp.engines.engine import make_engine
+from cnn_gp.engines.choice import make_engine
 from cnn_gp.errors import UserError
 from helpers.paths import GOLDEN
 

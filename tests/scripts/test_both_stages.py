@@ -123,6 +123,8 @@ def test_killed_and_resumed_is_the_same(workdir, tmp_path):
         (["--N_test=0"], "N_test is 0"),
         (["--n_gpus=7"], "--n_gpus is 7, but TensorFlow sees"),
         (["--n_max=0"], "n_max is 0"),
+        (["--batch_size=0"], "batch_size=0"),
+        (["--shard=3/2"], "--shard is 3/2; expected i/n"),
         (["--run_name=../x"], "The run's name is '../x'"),
         (["--depth=31"], "depth is 31"),
         (["convnet_gp"], "'convnet_gp' isn't a flag"),

@@ -26,7 +26,15 @@ from .program import Function, Nonlinear, Program, Size, Step
 
 
 class NotLowered(UserError):
-    """The fused engine doesn't have this layer, or not on these maps."""
+    """
+    The fused engine can't compute a kernel.
+
+    :param reason: why, as a sentence without its full stop.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}: take --engine=tensorflow.")
 
 
 class _Writer:
@@ -57,10 +65,7 @@ def lower(kernel: NNGPKernel) -> Program:
     """
     channels, *positions = kernel.input_shape
     if len(positions) > 2:
-        raise NotLowered(
-            f"The fused engine computes maps with up to 2 spatial axes, and these have {len(positions)}: "
-            "take --engine=tensorflow."
-        )
+        raise NotLowered(f"The fused engine computes maps with up to 2 spatial axes, and these have {len(positions)}")
     writer = _Writer()
     image = writer.write(Step("input", _size(tuple(positions)), layer="the images"))
     _lower(kernel.network, writer, image, tuple(positions), "")
@@ -74,10 +79,7 @@ def _size(positions: Positions) -> Size:
 
 @functools.singledispatch
 def _lower(layer: Layer, writer: _Writer, value: int, positions: Positions, path: str) -> int:
-    raise NotLowered(
-        f"The fused engine has no rule for the layer {path or 'network'} ({type(layer).__name__}): "
-        "take --engine=tensorflow."
-    )
+    raise NotLowered(f"The fused engine has no rule for the layer {path or 'network'} ({type(layer).__name__})")
 
 
 def _named(layer: Layer, path: str) -> str:

@@ -1,0 +1,166 @@
+"""Stage 1 as a whole: a kernel's matrices over a data set, from a request to a complete run on disk."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..cli import without_startup_messages
+from ..cluster import connect
+from ..data import datasets
+from ..data.datasets import Dataset
+from ..engines.choice import Choice, choose_engine, engine_on_device
+from ..errors import UserError
+from ..kernels.architectures import build_kernel, run_name
+from ..store.description import Description
+from ..store.run_directory import RunDirectory
+from ..store.tiling import DEFAULT_N_MAX
+from .claims import TIMEOUT
+from .scheduler import compute_run
+from .status import ENGINES_DIFFER, in_words, parts_by_engine
+from .worker import Job
+
+Say = Callable[[str], None]
+
+#: Arguments of a kernel that override a model's own, so that its name doesn't say what it is.
+_OVERRIDES = ("var_weight", "var_bias", "multiply_by_sqrt2")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of stage 1: the kernel, the data, where the run lies, and what computes it."""
+
+    path: str | Path
+    """The working directory."""
+    model: str = "resnet_gp"
+    seed: int = 53
+    """Of the model "random"."""
+    kernel_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Other keyword arguments of :func:`cnn_gp.build_kernel`."""
+    run_name: str | None = None
+    """By default the model's, or ``seed_NN``."""
+    dataset: str = "digits"
+    data_dir: str | Path | None = None
+    N_train: int | None = None
+    """Images; by default the data set's own number, here and below."""
+    N_vali: int | None = None
+    N_test: int | None = None
+    n_max: int = DEFAULT_N_MAX
+    """Images on a side of a tile."""
+    float_type: Literal["float32", "float64"] = "float32"
+    engine: str = "auto"
+    n_gpus: int = 0
+    batch_size: int | None = None
+    """Images on a side of the tensorflow engine's batch; by default as many as suit the device."""
+    n_threads: int | None = None
+    """Of the fused engine; by default one a core."""
+    shard: tuple[int, int] = (1, 1)
+    """(i, n): try the i-th of n shards first."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, whose workers compute in place of this machine."""
+    claim_timeout: float = TIMEOUT
+    verify: bool = False
+    """Read every byte of the parts that are there."""
+
+    def __post_init__(self) -> None:
+        """:raises UserError: where a value can't be, or a kernel's own variances need a run's own name."""
+        for name, least in (("n_max", 1), ("n_gpus", 0), ("batch_size", 1), ("n_threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} is {value}; expected a whole number of at least {least}.")
+        i, n = self.shard
+        if not 1 <= i <= n:
+            raise UserError(f"--shard is {i}/{n}; expected i/n with i from 1 to n: --shard=1/4 to --shard=4/4.")
+        given = [f"--{name}" for name in _OVERRIDES if self.kernel_arguments.get(name) is not None]
+        if given and self.run_name is None:
+            raise UserError(f"{' and '.join(given)} make another kernel than {self.model}'s: give it a --run_name.")
+
+    def run_directory(self) -> RunDirectory:
+        """Where the run lies."""
+        return RunDirectory(self.path, self.run_name or run_name(self.model, self.seed))
+
+
+def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
+    """
+    Begin a run, or go on with it: compute what is missing, and write the view if nothing is missing any longer.
+
+    What can be wrong is checked in the order of what it costs: the request, the working directory, the data, and only
+    then TensorFlow is imported, to build the kernel.
+
+    :param say: called with lines of text on the way.
+    :return: the run; ``run.view_path`` is there if it is complete.
+    :raises UserError: where the request can't be fulfilled; nothing is written before the kernel is built.
+    """
+    run = request.run_directory()
+    run.check_writable()
+    data = datasets.load(
+        request.dataset,
+        data_dir=request.data_dir,
+        N_train=request.N_train,
+        N_vali=request.N_vali,
+        N_test=request.N_test,
+    )
+    with without_startup_messages():
+        from ..engines.tensorflow import configure
+
+        # Several GPUs get a process each, and this one only hands out the work.
+        configure(request.n_gpus, use=request.n_gpus <= 1 and request.scheduler is None)
+        kernel = build_kernel(request.model, data.image_shape, seed=request.seed, **request.kernel_arguments)
+    choice = choose_engine(request.engine, kernel, n_gpus=request.n_gpus, float_type=request.float_type)
+    description = Description.of(
+        data, model=request.model, kernel=kernel.describe(), n_max=request.n_max, float_type=request.float_type
+    )
+    run.begin(description, data)
+    _prepare(run, request, data, choice, say)
+    make_engine = functools.partial(
+        engine_on_device,
+        choice=choice,
+        kernel=description.kernel,
+        n_max=request.n_max,
+        batch_size=request.batch_size,
+        n_threads=request.n_threads,
+    )
+    workdir = str(run.workdir.absolute())
+    job = Job(workdir, run.name, make_engine, description.fingerprint, request.claim_timeout)
+    cluster = None
+    if request.scheduler is not None:
+        client, n_workers = connect(request.scheduler, run.folder)
+        cluster = client.get_executor(), n_workers
+    devices = [f"gpu:{i}" for i in range(request.n_gpus)] or ["cpu"]
+    if compute_run(job, devices, shard=request.shard, cluster=cluster, say=say):
+        say(f"{run.name} is complete: {run.view_path}")
+    else:
+        say(f"Shard {request.shard[0]}/{request.shard[1]} of {run.name} is done; others are at work on the rest.")
+    return run
+
+
+def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice, say: Say) -> None:
+    """Say how large the job is, what is there already and what will compute the rest; delete damaged parts."""
+    description = run.description()
+    tiling, parts = description.tiling, description.tiling.parts()
+    missing, unusable = run.missing_parts(request.verify)
+    say(
+        f"{run.name} on {data.name}: {data.sizes[0]:,} training, {data.sizes[1]:,} validation and {data.sizes[2]:,} "
+        f"test images; {tiling.n_tiles:,} tiles, {tiling.entries:,} kernel entries, "
+        f"{tiling.n_bytes(int(request.float_type[-2:]) // 8) / 1e6:,.1f} MB in {run.folder}."
+    )
+    for name, reason in unusable.items():
+        say(f"{name} is computed again: {reason}.")
+        run.discard(name)
+    if len(missing) < len(parts):
+        say(f"{len(parts) - len(missing)} of {len(parts)} parts are there already.")
+    from ..engines.tensorflow import n_gpus_seen
+
+    if request.n_gpus == 0 and n_gpus_seen():
+        say(f"TensorFlow sees {n_gpus_seen()} GPUs, but the CPU is used: give --n_gpus={n_gpus_seen()} to use them.")
+    if choice.program is not None and request.scheduler is None:
+        from ..engines.fused.engine import is_compiled
+
+        if not is_compiled():
+            say("The fused engine is compiled, once on this machine: it takes about 20 s.")
+    say(f"Engine: {choice.name}." + (f" {choice.reason}." if choice.reason else ""))
+    names = {part.name for part in missing}
+    engines = parts_by_engine(run, [part for part in parts if part.name not in names])
+    if missing and engines and list(engines) != [choice.name]:
+        say(f"The parts that are there were computed by {in_words(engines)}: {ENGINES_DIFFER}.")
