@@ -63,7 +63,7 @@ def compute_run(
     say: Callable[[str], None] = print,
 ) -> bool:
     """
-    Compute what is missing of a run that was begun; whoever completes it writes its view.
+    Compute what is missing of a run that was begun; the program that completes it writes its view.
 
     :param devices: one worker each; a single one works in this process, several in processes of their own.
     :param shard: (i, n): try the i-th of n shards first, and then only what nobody else is at work on.
@@ -168,7 +168,7 @@ def _hand_out(
 def _worker_pools(
     job: Job, devices: Sequence[str], cluster: "tuple[Executor, int] | None", progress: Progress
 ) -> Iterator[list[WorkerPool]]:
-    """The executors; whatever ends the block ends them."""
+    """The workers; they end when the context does."""
     if cluster is not None:
         executor, n_workers = cluster
         yield [WorkerPool("the cluster", lambda name: executor.submit(compute_part, job, "cluster", name), n_workers)]

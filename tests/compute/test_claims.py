@@ -149,3 +149,9 @@ def test_a_claim_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr("cnn_gp.compute.claims.Path.unlink", full)
         claims.release("a")
+
+
+def test_claims_that_cannot_be_made_are_one_line(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"run/claims can't be written \(.*/run is a file, not a folder\): choose"):
+        Claims(tmp_path / "run" / "claims")

@@ -16,7 +16,7 @@ from cnn_gp.store.run_directory import RunDirectory
 
 
 class NumpyEngine:
-    """A squared exponential kernel, entry by entry independent of the block it is in."""
+    """A squared exponential kernel, entry by entry independent of the matrix it is in."""
 
     name = "numpy"
 

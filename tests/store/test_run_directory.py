@@ -47,8 +47,8 @@ def test_view_shows_the_matrices(tmp_path, n_max):
     with h5py.File(tmp_path / "small.h5", "r") as view:
         assert view.attrs["complete"]
         assert Description.from_json(view.attrs["description"]) == make_description(data, n_max=n_max)
-        blocks = np.arange(23) // n_max
-        stored = blocks[:, None] <= blocks[None, :]
+        tiles = np.arange(23) // n_max
+        stored = tiles[:, None] <= tiles[None, :]
         np.testing.assert_array_equal(view["Kxx"][()][stored], expected["Kxx"][stored])
         assert np.isnan(view["Kxx"][()][~stored]).all()
         for name in ("Kxvx", "Kxtx", "Kx_diag", "Kv_diag", "Kt_diag"):
