@@ -49,10 +49,10 @@ class Seal:
         try:
             found = cls(**json.loads(tail[start:])["seal"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise Damaged("it has no seal") from error
+            raise Damaged("its end is missing or damaged") from error
         # Whatever was parsed is what was written only if it is written the same again.
         if start < 0 or found.to_line() != tail[start:]:
-            raise Damaged("its seal is damaged")
+            raise Damaged("its end is damaged")
         return found, len(tail) - start
 
     def check(self, file: str, owner: str | None) -> None:

@@ -233,17 +233,20 @@ def test_rows_put_aside_that_are_damaged_are_computed_again(tmp_path, monkeypatc
 
 
 def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):
-    import socket
-
     run = begin(tmp_path, make_data())
-    host = socket.gethostname()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for name in (f".Kxx_0000.h5.{host}.{dead.pid}.tmp", f".a.h5.{host}.{os.getpid()}.tmp", ".a.h5.elsewhere.9.tmp"):
+    program = (
+        "import os, sys; from pathlib import Path; from cnn_gp.store import atomic;"
+        "os.replace = lambda *paths: os._exit(9); atomic.write_atomically(Path(sys.argv[1]), b'half')"
+    )
+    part = run.folder / "Kxx_0000.h5"
+    assert subprocess.run([sys.executable, "-c", program, str(part)], check=False).returncode == 9
+    (of_the_dead,) = run.folder.glob(".*.tmp")
+    *_, host, _, _, _ = of_the_dead.name.split(".")
+    others = [f".a.h5.{host}.{os.getpid()}.0123456789ab.tmp", ".a.h5.elsewhere.9.0123456789ab.tmp", ".mine.tmp"]
+    for name in others:
         (run.folder / name).write_bytes(b"half")
     compute(run)
-    assert len(list(run.folder.glob(".*.tmp"))) == 2
-    assert not (run.folder / f".Kxx_0000.h5.{host}.{dead.pid}.tmp").exists()
+    assert {path.name for path in run.folder.glob(".*.tmp")} == set(others)
 
 
 # Disk and status ------------------------------------------------------------------------------------------------------
@@ -275,7 +278,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, whole):
     command = [sys.executable, "-c", program, str(tmp_path), str(TESTS)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "can't be written" in done.stdout and "what was finished before is kept" in done.stdout
+    assert "can't be written" in done.stdout and "what was finished is kept" in done.stdout
     assert not list(run.folder.glob("K*")) and not list(run.folder.glob(".*"))
     compute(run)
     assert datasets_of(tmp_path) == whole
@@ -295,7 +298,7 @@ def test_status_says_what_is_done_missing_damaged_and_at_work(tmp_path):
     Claims(run.claims_folder).take("Kxx_0001")
     text = status(run)
     assert "36 of 38 parts done" in text
-    assert "Kxx_0002: it is damaged; it will be computed again" in text
+    assert "Kxx_0002: its end is missing or damaged; it will be computed again" in text
     assert f"Kxx_0001: at work, process {os.getpid()} on" in text
     assert "missing: Kxx_0001, Kxx_0002" in text and "of one worker's time left" in text
 
@@ -310,7 +313,7 @@ def test_verify_reads_every_byte(tmp_path):
     path.write_bytes(content)
     assert run.missing_parts() == ([], {})
     missing, reasons = run.missing_parts(verify=True)
-    assert [part.name for part in missing] == ["Kxx_0000"] and reasons == {"Kxx_0000": "it is damaged"}
+    assert [part.name for part in missing] == ["Kxx_0000"] and reasons == {"Kxx_0000": "its SHA-256 is wrong"}
     assert "every byte checked" in status(run, verify=True)
 
 

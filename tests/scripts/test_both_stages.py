@@ -165,7 +165,7 @@ def test_classify_refuses_a_damaged_part(tmp_path):
     path = run.folder / "Kxtx_0000.h5"
     path.write_bytes(path.read_bytes()[:-500])
     process = script("classify_gp", f"--path={tmp_path}", "--run_name=small")
-    refused(process, "1 of 9 parts are missing: Kxtx_0000 (it is damaged)")
+    refused(process, "1 of 9 parts are missing: Kxtx_0000 (its end is missing or damaged)")
 
 
 def test_classify_says_each_jitter_and_records_it(tmp_path):
@@ -209,7 +209,7 @@ def test_run_all_experiments(tmp_path):
     finished = [results / f"{run}{end}" for run in ("convnet_gp", "seed_01") for end in (".csv", ".json")]
     finished += [results / f"{run}_{extra}" for run in ("convnet_gp", "seed_01") for extra in EXTRA_FILES]
     assert {path.name for path in results.iterdir()} == {path.name for path in finished} | {"report.md", "figures"}
-    assert [path.name for path in (tmp_path / "runs" / "seed_01").iterdir()] == ["run.h5"]
+    assert [path.name for path in (tmp_path / "runs" / "seed_01").iterdir()] == ["run.jsonl"]
     table = first.stdout.split("one pixel: seed_12")[1]
     assert "convnet_gp" in table and "seed_01" in table
 

@@ -4,7 +4,6 @@ import csv
 import json
 from dataclasses import replace
 
-import h5py
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from cnn_gp.errors import ShrunkMapError
 from cnn_gp.kernels.architectures import build_kernel
 from cnn_gp.kernels.description import kernel_from_description
 from cnn_gp.kernels.random_search import SEARCH_SEEDS, draw_architecture, shrunk_seeds
+from cnn_gp.store.record import Record
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.idx import idx
 from helpers.scripts import SMALL, refused, script
@@ -92,15 +92,13 @@ def test_an_output_folder_that_cant_be_written(workdir):
 def test_labels_that_arent_the_runs(tmp_path):
     process = script("save_kernels", *SMALL, *RUN, f"--path={tmp_path}")
     assert process.returncode == 0, process.stderr
-    (path,) = [p for p in (tmp_path / "convnet_gp").glob("*.h5") if _has(p, "Y")]
-    with h5py.File(path, "a") as file:
-        file["Y"][3] = (file["Y"][3] + 1) % 10
+    path = tmp_path / "convnet_gp" / "run.jsonl"
+    record = Record.read(path)
+    labels = dict(record.labels_json)
+    labels["Y"] = [(labels["Y"][0] + 1) % 10, *labels["Y"][1:]]
+    path.unlink()
+    assert replace(record, labels_json=labels).create(path)
     refused(script("classify_gp", f"--path={tmp_path}", *RUN), "aren't those that the run was begun with")
-
-
-def _has(path, name):
-    with h5py.File(path) as file:
-        return name in file
 
 
 def test_the_report(workdir):
