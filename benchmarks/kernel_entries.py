@@ -1,7 +1,7 @@
 """
 Microseconds per kernel entry, for each of the paper's kernels and each engine, side by side with neural-tangents.
 
-    python benchmarks/kernel_entries.py --data_dir=DIR [--cores=1,2] [--tiles=16] [--nt_python=PYTHON]
+    python benchmarks/kernel_entries.py --data_dir=DIR [--cores=1,2] [--batches=16] [--nt_python=PYTHON]
 
 On MNIST images where --data_dir has them, else on synthetic ones. Each measurement is a process of its own on its own
 cores (affinity), one after the other; a time is the median of --repeats. Prints a table and writes --json.
@@ -33,7 +33,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it synthetic images.")
 flags.DEFINE_list("models", list(MODELS[:-1]), "The kernels.")
 flags.DEFINE_list("cores", ["1", "2"], "Numbers of cores to measure on; 0 means GPUs (--n_gpus).")
-flags.DEFINE_list("tiles", ["16"], "Images on a side of the tensorflow engine's tile, each measured.")
+flags.DEFINE_list("batches", ["16"], "Images on a side of the tensorflow engine's batch, each measured.")
 flags.DEFINE_integer("n_gpus", 0, "With --cores=0: GPUs to use.")
 flags.DEFINE_integer("n_images", 96, "Images on a side of the matrix that is timed with the tensorflow engine.")
 flags.DEFINE_integer("n_fused", 512, "The same for the fused engine.")
@@ -51,7 +51,7 @@ def images(n: int) -> np.ndarray:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own: time an engine on some cores, the tensorflow one with some tile."""
+    """In a process of its own: time an engine on some cores, the tensorflow one with some batch."""
     if case["cores"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case["cores"]])
     more: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         engine, n = FusedEngine(program), FLAGS.n_fused
         more = {"operations": operations.per_entry(program), "peak": operations.peak()}
     else:
-        engine = TensorFlowEngine(kernel, n_gpus=FLAGS.n_gpus, batch_size=case["tile"])
+        engine = TensorFlowEngine(kernel, n_gpus=FLAGS.n_gpus, batch_size=case["batch"])
         n = FLAGS.n_images
     X = images(2 * n).astype(FLAGS.float_type)
     start = time.perf_counter()
@@ -95,12 +95,12 @@ def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def neural_tangents(model: str, cores: int) -> dict[str, Any]:
-    """The same measurement of neural-tangents, in its own environment, at the best of its tile sizes."""
+    """The same measurement of neural-tangents, in its own environment, at the best of its batch sizes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         np.save(path, images(64).reshape(-1, 28, 28, 1).astype(FLAGS.float_type))
         program = Path(__file__).with_name("neural_tangents_entry.py")
-        command = [FLAGS.nt_python, str(program), model, str(path), "--tiles=8,16,32", f"--repeats={FLAGS.repeats}"]
+        command = [FLAGS.nt_python, str(program), model, str(path), "--batches=8,16,32", f"--repeats={FLAGS.repeats}"]
         available = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, available[:cores])
         try:
@@ -126,7 +126,7 @@ def neural_tangents(model: str, cores: int) -> dict[str, Any]:
 def report(measurements: list[dict[str, Any]]) -> str:
     """A Markdown table: a line per kernel and number of cores, the ratios, the fraction of the peak."""
     lines = [
-        "| kernel | cores | fused | tensorflow (tile) | neural-tangents | tensorflow / fused | "
+        "| kernel | cores | fused | tensorflow (batch) | neural-tangents | tensorflow / fused | "
         "neural-tangents / fused | of peak |",
         "|" + "---|" * 8,
     ]
@@ -141,7 +141,7 @@ def report(measurements: list[dict[str, Any]]) -> str:
             cells = [model, str(cores)]
             cells += ["" if m is None else f"{m['us_per_entry']:.1f}" for m in (fused, ours, peer)]
             if ours is not None:
-                cells[3] += f" ({ours['tile']})"
+                cells[3] += f" ({ours['batch']})"
             for other in (ours, peer):
                 if fused is None or other is None:
                     cells.append("")
@@ -165,7 +165,7 @@ def main() -> None:
     measurements = []
     for model in FLAGS.models:
         for cores in map(int, FLAGS.cores):
-            cases: list[dict[str, Any]] = [{"engine": "tensorflow", "tile": int(tile)} for tile in FLAGS.tiles]
+            cases: list[dict[str, Any]] = [{"engine": "tensorflow", "batch": int(batch)} for batch in FLAGS.batches]
             if cores and FLAGS.float_type == "float32":
                 cases.insert(0, {"engine": "fused"})
             for case in cases:

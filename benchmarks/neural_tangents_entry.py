@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("images", help="a .npy file, float32 [N, H, W, 1]")
-    parser.add_argument("--tiles", default="8,16,32", help="tile sizes to try; the best is reported")
+    parser.add_argument("--batches", default="8,16,32", help="batch sizes to try; the best is reported")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     images = np.load(arguments.images)
@@ -82,17 +82,17 @@ def main() -> None:
     # Only the covariances at equal positions are needed (no pooling): neural-tangents finds that out by itself.
     kernel = jax.jit(lambda a, b: kernel_fn(a, b, "nngp"))
     best = None
-    for tile in map(int, arguments.tiles.split(",")):
-        a, b = images[:tile], images[tile : 2 * tile]
+    for batch in map(int, arguments.batches.split(",")):
+        a, b = images[:batch], images[batch : 2 * batch]
         values = np.asarray(kernel(a, b))
         seconds = []
         for _ in range(arguments.repeats):
             start = time.perf_counter()
             kernel(a, b).block_until_ready()
             seconds.append(time.perf_counter() - start)
-        us = 1e6 * float(np.median(seconds)) / tile**2
+        us = 1e6 * float(np.median(seconds)) / batch**2
         if best is None or us < best["us_per_entry"]:
-            best = {"us_per_entry": us, "tile": tile, "first_values": values[0, :3].astype(float).tolist()}
+            best = {"us_per_entry": us, "batch": batch, "first_values": values[0, :3].astype(float).tolist()}
     print(json.dumps(best))
 
 

@@ -5,29 +5,28 @@ import time
 import numpy as np
 from numba import njit
 
-from cnn_gp.engines.fused.program import COLUMNS, FUNCTIONS, OPERATIONS, Program
+from cnn_gp.engines.fused.program import FUNCTIONS, OPERATIONS, Program
 from cnn_gp.engines.fused.simd import WIDTH, fma, load, store
 
-#: Of one position of a nonlinearity in loops.py; a multiply-add counts as two, a root, maximum or selection as one.
+#: Of one position of a nonlinearity in nonlinear.py; a multiply-add counts as two, a root, maximum or selection as one.
 OF_FUNCTION = {0: 0, FUNCTIONS["relu"]: 20, FUNCTIONS["step"]: 24, FUNCTIONS["erf"]: 22}
 
 
 def per_entry(program: Program) -> int:
     """Operations of a pair of images, counted from the program's table."""
     total = 0
-    for values in program.compiled().table:
-        row = dict(zip(COLUMNS, map(int, values), strict=True))
-        inputs = row["rows_in"] * row["columns_in"]
-        outputs = row["rows_out"] * row["columns_out"]
-        total += OF_FUNCTION[row["function_before"]] * inputs
-        total += (row["addend"] >= 0) * outputs
-        if row["operation"] == OPERATIONS["input"]:
+    for step in program.compiled().code.steps:
+        y, x, operation = step["y"], step["x"], step["operation"]
+        inputs, outputs = int(y["inputs"] * x["inputs"]), int(y["outputs"] * x["outputs"])
+        total += OF_FUNCTION[step["before"]["function"]] * inputs
+        total += int(step["addend"] >= 0) * outputs
+        if operation == OPERATIONS["input"]:
             total += (2 * program.channels + 1) * outputs
-        elif row["operation"] == OPERATIONS["conv"]:
+        elif operation == OPERATIONS["conv"]:
             # The sums along x are taken in all rows, those along y where a row comes out; then scale and bias.
-            total += (row["size_x"] - 1) * row["rows_in"] * row["columns_out"] + (row["size_y"] + 1) * outputs
-            total += OF_FUNCTION[row["function_after"]] * outputs
-        elif row["operation"] == OPERATIONS["mean"]:
+            total += int((x["size"] - 1) * y["inputs"] * x["outputs"] + (y["size"] + 1) * outputs)
+            total += OF_FUNCTION[step["after"]["function"]] * outputs
+        elif operation == OPERATIONS["mean"]:
             total += inputs
     return total
 

@@ -1,9 +1,12 @@
-"""The fused engine against the float64 kernel, and the same bits however the images are cut into blocks."""
+"""The fused engine against the float64 kernel, and the same bits however the images are cut into micro-tiles."""
 
 import math
+import os
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +26,10 @@ from cnn_gp import (
 )
 from cnn_gp.data import datasets
 from cnn_gp.engines.choice import choose_engine, make_engine
-from cnn_gp.engines.fused import loops
-from cnn_gp.engines.fused.engine import FusedEngine
-from cnn_gp.engines.fused.loops import LANES
+from cnn_gp.engines.fused.engine import FusedEngine, is_compiled
 from cnn_gp.engines.fused.lowering import NotLowered, lower
+from cnn_gp.engines.fused.microtile import PAIRS, ROWS
+from cnn_gp.engines.fused.program import OPERATIONS
 from cnn_gp.engines.fused.simd import WIDTH, load, splat, store
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels.architectures import build_kernel
@@ -111,10 +114,10 @@ def test_the_same_bits_for_any_threads_and_places(name, monkeypatch):
     np.testing.assert_array_equal(FusedEngine(program, n_threads=3).matrix(X), whole)
     engine = FusedEngine(program)
     for i, j in ((0, 0), (5, 17), (70, 3)):
-        block = engine.matrix(X[i : i + 33], X[j : j + 41])
+        part = engine.matrix(X[i : i + 33], X[j : j + 41])
         upper = np.arange(i, i + 33)[:, None] < np.arange(j, j + 41)
-        np.testing.assert_array_equal(block[upper], whole[i : i + 33, j : j + 41][upper])
-    monkeypatch.setattr("cnn_gp.engines.fused.engine.BAND", 40)
+        np.testing.assert_array_equal(part[upper], whole[i : i + 33, j : j + 41][upper])
+    monkeypatch.setattr("cnn_gp.engines.fused.engine.STRIP", 40)
     np.testing.assert_array_equal(engine.matrix(X), whole)
 
 
@@ -308,12 +311,12 @@ def test_a_worker_does_not_import_tensorflow(tmp_path):
 def test_merging_saves_passes_and_places(model):
     """What the speed rests on: the ResNet in two maps, the other two in one."""
     program = lower(build_kernel(model, [1, 28, 28]))
-    code = program.compiled()
+    code = program.compiled().code
     n_maps = 2 if model == "resnet_gp" else 1
     assert code.row == n_maps * 784
-    assert len(code.table) < 0.6 * len(program.steps) or model == "convnet_gp"
+    assert len(code.steps) < 0.6 * len(program.steps) or model == "convnet_gp"
     # In the paper's nets every nonlinearity is done by the way.
-    assert (code.table[:, 0] == 2).sum() <= 2
+    assert (code.steps["operation"] == OPERATIONS["pointwise"]).sum() <= 2
 
 
 def test_lanes_are_not_reordered():
@@ -322,7 +325,91 @@ def test_lanes_are_not_reordered():
         for i in range(0, len(array), WIDTH):
             store(array, i, load(array, i) * splat(np.float32(2)))
 
-    array = np.arange(LANES, dtype=np.float32)
+    array = np.arange(PAIRS, dtype=np.float32)
     doubled(array)
-    np.testing.assert_array_equal(array, 2 * np.arange(LANES))
-    assert loops.ROWS * WIDTH == LANES
+    np.testing.assert_array_equal(array, 2 * np.arange(PAIRS))
+    assert ROWS * WIDTH == PAIRS
+
+
+def test_the_other_width_gives_the_same_bits(tmp_path):
+    """With AVX-512: vectors of 8 in the machine code of a processor that has AVX2 only. Without: vectors of 16."""
+    kernels = [KERNELS[name][0] for name in ("resnet", "erf", "step")]
+    (tmp_path / "programs").write_bytes(pickle.dumps([lower(kernel) for kernel in kernels]))
+    X = [images(kernel, 70) for kernel in kernels]
+    np.savez(tmp_path / "images.npz", *X)
+    script = (
+        "import pickle, sys; import numpy as np; from cnn_gp.engines.fused.engine import FusedEngine, WIDTH;"
+        "programs = pickle.load(open(sys.argv[1] + '/programs', 'rb'));"
+        "images = np.load(sys.argv[1] + '/images.npz').values();"
+        "np.savez(sys.argv[1] + '/K.npz', *(FusedEngine(p).matrix(X) for p, X in zip(programs, images)));"
+        "print(WIDTH)"
+    )
+    other = {"CNN_GP_SIMD_WIDTH": str(24 - WIDTH)}
+    if WIDTH == 16:
+        other |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=os.environ | other,
+        check=True,
+        text=True,
+        capture_output=True,
+    )
+    assert run.stdout == f"{24 - WIDTH}\n"
+    for kernel, x, K in zip(kernels, X, np.load(tmp_path / "K.npz").values(), strict=True):
+        np.testing.assert_array_equal(K, FusedEngine(lower(kernel)).matrix(x))
+
+
+def test_another_width_is_refused():
+    run = subprocess.run(
+        [sys.executable, "-c", "import cnn_gp.engines.fused.simd"],
+        env=os.environ | {"CNN_GP_SIMD_WIDTH": "4"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode
+    assert "CNN_GP_SIMD_WIDTH is '4'; expected 8 or 16" in run.stderr
+
+
+def test_a_change_in_any_source_that_enters_the_machine_code_compiles_it_again(tmp_path):
+    """On a copy of the package, with a small function in the place of loops.py's."""
+    package = tmp_path / "cnn_gp"
+    shutil.copytree(Path(datasets.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    fused = package / "engines" / "fused"
+    (fused / "small.py").write_text(
+        "import numpy as np\n"
+        "from ...kernels.polynomials import ASIN_QUARTER\n"
+        "from .cache import is_kept, kept\n"
+        "from .simd import WIDTH, fma, load, splat, store\n"
+        "CONSTANT = np.float32(ASIN_QUARTER[0])\n"
+        "@kept\n"
+        "def small(array):\n"
+        "    store(array, 0, fma(load(array, 0), splat(CONSTANT), load(array, 0)))\n"
+        "array = np.full(WIDTH, 3, np.float32)\n"
+        "before = is_kept(small)\n"
+        "small(array)\n"
+        "print(before, sum(small.stats.cache_hits.values()), is_kept(small), array[0])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+
+    def run():
+        command = [sys.executable, "-c", "import cnn_gp.engines.fused.small"]
+        options = {"cwd": tmp_path, "env": environment | {"PYTHONPATH": str(tmp_path)}}
+        return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout.split()
+
+    def edit(path, old, new):
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+
+    assert run() == ["False", "0", "True", "6.0"]
+    assert run() == ["True", "1", "True", "6.0"]
+    edit(package / "kernels" / "polynomials.py", "(0.999999996, ", "(2.0, ")
+    assert run() == ["False", "0", "True", "9.0"]
+    edit(fused / "simd.py", '_llvm_function("fma", 3)', '_select(">")')
+    assert run() == ["False", "0", "True", "2.0"]
+    assert run() == ["True", "1", "True", "2.0"]
+
+
+def test_it_knows_whether_it_is_compiled():
+    FusedEngine(lower(KERNELS["a readout alone"][0])).matrix(images(KERNELS["a readout alone"][0], 4))
+    assert is_compiled()

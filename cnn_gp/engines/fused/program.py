@@ -3,7 +3,7 @@ A network as a short program on numbered maps: what the fused engine runs, witho
 
 :mod:`.lowering` writes a program down step by step, one value a step, from a kernel's layers. :meth:`Program.compiled`
 makes it into what the loops want: steps merged where one pass over the map does for both, values given places in one
-work array, everything in two tables of numbers.
+work array, everything in one table of records.
 """
 
 from collections import Counter
@@ -22,15 +22,26 @@ FUNCTIONS: dict[Function, int] = {"relu": 1, "step": 2, "erf": 3}
 #: The interpreter's numbers for the operations.
 OPERATIONS = {"input": 0, "conv": 1, "pointwise": 2, "mean": 3}
 
-#: The columns of the interpreter's table of whole numbers.
-COLUMNS = (
-    "operation", "target", "source", "addend", "rows_in", "columns_in", "rows_out", "columns_out",
-    "size_y", "stride_y", "before_y", "size_x", "stride_x", "before_x",
-    "function_before", "deviations_before", "function_after", "deviations_after",
-)  # fmt: skip
+WINDOW = np.dtype([(name, np.int64) for name in Window._fields])
 
-#: The columns of its table of float32 numbers.
-NUMBERS = ("scale", "bias", "factor_before", "factor_after")
+NONLINEAR = np.dtype([("function", np.int64), ("deviations", np.int64), ("factor", np.float32)], align=True)
+
+#: A record of the interpreter's table; places are counted in positions of a map, and -1 is none.
+STEP = np.dtype(
+    [
+        ("operation", np.int64),
+        ("target", np.int64),
+        ("source", np.int64),
+        ("addend", np.int64),
+        ("y", WINDOW),
+        ("x", WINDOW),
+        ("before", NONLINEAR),
+        ("after", NONLINEAR),
+        ("scale", np.float32),
+        ("bias", np.float32),
+    ],
+    align=True,
+)
 
 Size = tuple[int, int]
 
@@ -80,23 +91,29 @@ class Step:
         return tuple(value for value in (self.source, self.addend) if value >= 0)
 
 
-class Compiled(NamedTuple):
-    """A program as tables for the interpreter; places are counted in positions of a map."""
+class Code(NamedTuple):
+    """A program for the interpreter; places are counted in positions of a map."""
 
-    steps: list[Step]
-
-    table: np.ndarray
-    """int64 [steps, len(COLUMNS)]"""
-    numbers: np.ndarray
-    """float32 [steps, len(NUMBERS)]"""
+    steps: np.ndarray
+    """STEP [steps]"""
     result: int
     """The place of the last step's value."""
     row: int
-    """The place of a row's buffer."""
+    """The place of the buffer for a row."""
     ring: int
-    """The place of the buffer of rows that a convolution's window spans."""
+    """The place of the buffer for the rows that a convolution's window spans."""
+    channels: int
+    """Channels of the images."""
+
+
+class Compiled(NamedTuple):
+    """What :meth:`Program.compiled` makes."""
+
+    code: Code
     positions: int
     """How many positions the work array holds."""
+    layers: list[str]
+    """Of each step, the layer that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -117,40 +134,32 @@ class Program:
         row = used
         ring = row + max(self._input_size(step, steps)[1] for step in steps.values())
         rings = [w[0].size * w[1].outputs for w in (step.windows for step in steps.values()) if w is not None]
-        table = np.array([self._encoded(step, number, steps, places) for number, step in steps.items()], np.int64)
-        numbers = np.array(
-            [
-                (
-                    step.scale,
-                    step.bias,
-                    step.before.factor if step.before else 1.0,
-                    step.after.factor if step.after else 1.0,
-                )
-                for step in steps.values()
-            ],
-            np.float32,
-        )
+        records = np.array([self._record(step, number, steps, places) for number, step in steps.items()], STEP)
         return Compiled(
-            list(steps.values()), table, numbers, places[next(reversed(steps))], row, ring, ring + max([1, *rings])
+            Code(records, places[next(reversed(steps))], row, ring, self.channels),
+            ring + max([1, *rings]),
+            [step.layer for step in steps.values()],
         )
 
     def _input_size(self, step: Step, steps: dict[int, Step]) -> Size:
         return self.size if step.source < 0 else steps[step.source].size
 
-    def _encoded(self, step: Step, number: int, steps: dict[int, Step], places: dict[int, int]) -> tuple[int, ...]:
-        y, x = step.windows or (Window(1, 1, 1, 1, 0),) * 2
-        nonlinear = [
-            (FUNCTIONS[place.function], place.deviations) if place else (0, 0) for place in (step.before, step.after)
-        ]
+    def _record(self, step: Step, number: int, steps: dict[int, Step], places: dict[int, int]) -> tuple:
+        sizes = zip(self._input_size(step, steps), step.size, strict=True)
+        before, after = (
+            (FUNCTIONS[place.function], place.deviations, place.factor) if place else (0, 0, 1.0)
+            for place in (step.before, step.after)
+        )
         return (
             OPERATIONS[step.operation],
             places[number],
             places.get(step.source, -1),
             places.get(step.addend, -1),
-            *self._input_size(step, steps),
-            *step.size,
-            *(y.size, y.stride, y.before, x.size, x.stride, x.before),
-            *(*nonlinear[0], *nonlinear[1]),
+            *(step.windows or (Window(inputs, outputs, 1, 1, 0) for inputs, outputs in sizes)),
+            before,
+            after,
+            step.scale,
+            step.bias,
         )
 
 

@@ -4,12 +4,15 @@ As many float32 numbers as the machine has in a register, as one value for Numba
 Numba leaves vectors to LLVM's loop vectoriser, which checks at run time whether arrays overlap, reloads its constants
 in every iteration and falls back to scalars for what is left over. For the fused engine's loops that is half the speed
 (benchmarks/README.md), and a scalar remainder could round differently. :class:`Lanes` is LLVM's own vector type
-``<8 x float>``, with AVX-512 ``<16 x float>``; a processor with narrower registers takes two for it.
+``<8 x float>``, with AVX-512 ``<16 x float>``; a processor with narrower registers takes two for it. The environment
+variable CNN_GP_SIMD_WIDTH (8 or 16) sets the width by hand, for tests and measurements: the numbers that come out are
+the same to the bit.
 
 Every operation is the IEEE one, lane by lane; nothing is fused or reordered but where :func:`fma` says so.
 """
 
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +22,18 @@ from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
+from ...errors import UserError
+
+
+def _width() -> int:
+    forced = os.environ.get("CNN_GP_SIMD_WIDTH", "")
+    if forced not in ("", "8", "16"):
+        raise UserError(f"CNN_GP_SIMD_WIDTH is {forced!r}; expected 8 or 16, or leave it out for the processor's own.")
+    return int(forced or (16 if llvm.get_host_cpu_features().get("avx512f") else 8))
+
+
 #: Numbers in a vector: what one register holds.
-WIDTH = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
+WIDTH = _width()
 
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, WIDTH)

@@ -1,0 +1,157 @@
+"""
+The expectations of nonlinearities at a row of a map, for all pairs of a micro-tile.
+
+In float32, by the polynomials of :mod:`cnn_gp.kernels.polynomials`; for the formulas see
+:mod:`cnn_gp.kernels.expectations`.
+Variances take the same operations in the same order as covariances: where two patches are identical, their covariance
+is their variance to the bit, which deep networks with erf nonlinearities need.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .microtile import ROWS
+from .program import FUNCTIONS
+from .simd import WIDTH, absolute, fma, get, larger, load, negative, smaller, splat, sqrt, store, where_less
+
+ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
+_TINY = np.finfo(np.float32).tiny
+_HALF_PI, _TWO_OVER_PI, _SQRT_TWO = (np.float32(x) for x in (math.pi / 2, 2 / math.pi, math.sqrt(2)))
+
+RELU, STEP, ERF = (FUNCTIONS[name] for name in ("relu", "step", "erf"))
+
+
+@njit(forceinline=True)
+def coefficients(polynomial):
+    """The ReLU's, in a vector each: in registers, not loaded again for every pair."""
+    return (
+        splat(polynomial[0]),
+        splat(polynomial[1]),
+        splat(polynomial[2]),
+        splat(polynomial[3]),
+        splat(polynomial[4]),
+        splat(polynomial[5]),
+    )
+
+
+@njit(forceinline=True)
+def relu(c, ss, rr, zero, q):
+    """
+    Twice E[relu(u) relu(v)], for their covariance and the products of their deviations and of the reciprocals.
+
+    max(c, 0) + s1 s2 g^(3/2) q(g) with g = 1 - |rho|: s1 s2 g is s1 s2 - |c|, one multiplication less, and the factor
+    1/2 is left to the next step's scale.
+    """
+    t = larger(ss - absolute(c), zero)
+    g = t * rr
+    q = fma(fma(fma(fma(fma(q[5], g, q[4]), g, q[3]), g, q[2]), g, q[1]), g, q[0])
+    return fma(t * sqrt(g), q, larger(c, zero))
+
+
+@njit(forceinline=True)
+def _erf(c, rr, zero, polynomial):
+    """(2 / pi) asin(c rr), for the covariance and the product of the reciprocals."""
+    half, one = splat(HALF), splat(ONE)
+    x = c * rr
+    a = smaller(absolute(x), one)
+    # a <= 1/2: asin a directly; else pi/2 - 2 asin(sqrt((1 - a) / 2)).
+    w = where_less(half, a, fma(negative(half), a, half), a * a)
+    root = where_less(half, a, sqrt(w), a)
+    q = splat(polynomial[5])
+    for i in range(4, -1, -1):
+        q = fma(q, w, splat(polynomial[i]))
+    asin = root * q
+    value = splat(_TWO_OVER_PI) * where_less(half, a, fma(negative(splat(TWO)), asin, splat(_HALF_PI)), asin)
+    return where_less(x, zero, negative(value), value)
+
+
+@njit
+def _relu_row(tile, place, first, target, source, n):
+    work, down, across = tile.work, tile.down.deviations, tile.across.deviations
+    q = coefficients(tile.polynomials.relu)
+    # A zero that the compiler can't see through keeps the maximum one instruction.
+    zero = splat(place.factor - place.factor)
+    d = place.deviations + first
+    for p in range(n):
+        s2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        for row in range(ROWS):
+            k = ((d + p) * ROWS + row) * 2
+            ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
+            c = load(work, ((source + p) * ROWS + row) * WIDTH)
+            store(work, ((target + p) * ROWS + row) * WIDTH, relu(c, ss, rr, zero, q))
+
+
+@njit
+def _step_row(tile, place, first, target, source, n):
+    work, down, across, polynomial = tile.work, tile.down.deviations, tile.across.deviations, tile.polynomials.step
+    factor, d = place.factor, place.deviations + first
+    half, zero, constant = splat(HALF), splat(ZERO), splat(HALF * factor)
+    for p in range(n):
+        s2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        for row in range(ROWS):
+            k = ((d + p) * ROWS + row) * 2
+            s, rr = splat(get(down, k)) + s2, splat(get(down, k + 1)) * r2
+            c = load(work, ((source + p) * ROWS + row) * WIDTH)
+            h = larger(fma(negative(absolute(c)), half * rr, half), zero)
+            # Two variances of 0: two identical inputs.
+            h = where_less(zero, s, h, zero)
+            q = splat(polynomial[6])
+            for m in range(5, -1, -1):
+                q = fma(q, h, splat(polynomial[m]))
+            q = splat(factor) * (sqrt(h) * q)
+            store(work, ((target + p) * ROWS + row) * WIDTH, where_less(c, zero, q, constant - q))
+
+
+@njit
+def _erf_row(tile, place, first, target, source, n):
+    work, down, across, polynomial = tile.work, tile.down.deviations, tile.across.deviations, tile.polynomials.erf
+    d, zero = place.deviations + first, splat(ZERO)
+    for p in range(n):
+        r2 = load(across, ((d + p) * 2 + 1) * WIDTH)
+        for row in range(ROWS):
+            rr = splat(get(down, ((d + p) * ROWS + row) * 2 + 1)) * r2
+            c = load(work, ((source + p) * ROWS + row) * WIDTH)
+            store(work, ((target + p) * ROWS + row) * WIDTH, _erf(c, rr, zero, polynomial))
+
+
+@njit
+def _variance_row(tile, place, first, target, source, n):
+    """The nonlinearity of variances (the ReLU's twice); each group's deviations are written on the way."""
+    work, deviations, polynomial, group = tile.work, tile.across.deviations, tile.polynomials.erf, tile.group
+    function, factor, d = place.function, place.factor, place.deviations + first
+    one, zero = splat(ONE), splat(ZERO)
+    for p in range(n):
+        for row in range(ROWS):
+            v = load(work, ((source + p) * ROWS + row) * WIDTH)
+            # A denormal variance counts as 0: the product of two reciprocals would overflow.
+            s = where_less(v, splat(_TINY), zero, sqrt(v))
+            if function == ERF:
+                r = splat(_SQRT_TWO) / sqrt(fma(splat(TWO), v, one))
+                value = _erf(v, r * r, zero, polynomial)
+            else:
+                r = where_less(v, splat(_TINY), zero, one / sqrt(v))
+                value = v if function == RELU else splat(HALF * factor)
+            k = row * group + (d + p) * 2 * WIDTH
+            store(deviations, k, s)
+            store(deviations, k + WIDTH, r)
+            store(work, ((target + p) * ROWS + row) * WIDTH, value)
+
+
+@njit
+def nonlinear_row(tile, place, first, target, source, n):
+    """
+    Put a row of ``n`` positions through a nonlinearity; the ReLU leaves its factor / 2 to who reads the value.
+
+    :param place: a record NONLINEAR: the nonlinearity, and where its deviations begin.
+    :param first: the number of the row's first position in its map.
+    """
+    if tile.group > 0:
+        _variance_row(tile, place, first, target, source, n)
+    elif place.function == RELU:
+        _relu_row(tile, place, first, target, source, n)
+    elif place.function == STEP:
+        _step_row(tile, place, first, target, source, n)
+    else:
+        _erf_row(tile, place, first, target, source, n)

@@ -1,0 +1,115 @@
+"""
+Sums over the windows of a convolution, for all pairs of a micro-tile: along x in a row, along y over a ring of rows.
+
+Sums are taken left to right and in the order of the ring's rows, and a pixel outside the map is 0.
+"""
+
+from numba import njit
+
+from .microtile import PAIRS, ROWS
+from .nonlinear import HALF, coefficients, relu
+from .simd import WIDTH, fma, get, load, splat, store
+
+
+def _sums(fixed):
+    """The three loops for windows of ``fixed`` pixels, so that the compiler unrolls them; for 0 of ``size`` pixels."""
+
+    @njit(forceinline=True)
+    def window(size, work, first, distance):
+        total = load(work, first)
+        for k in range(1, fixed if fixed > 0 else size):
+            total = total + load(work, first + k * distance)
+        return total
+
+    @njit
+    def along_x(size, work, target, source, windows):
+        n_in, n_out, stride, before = windows.inputs, windows.outputs, windows.stride, windows.before
+        if fixed == 3 and stride == 1 and before == 1 and n_out == n_in and n_in > 2:
+            # Most of the filters there are: each number is loaded once, and then moves through registers.
+            for row in range(ROWS):
+                at, to = (source * ROWS + row) * WIDTH, (target * ROWS + row) * WIDTH
+                a, b = load(work, at), load(work, at + PAIRS)
+                store(work, to, a + b)
+                for x in range(1, n_in - 1):
+                    c = load(work, at + (x + 1) * PAIRS)
+                    store(work, to + x * PAIRS, a + b + c)
+                    a, b = b, c
+                store(work, to + (n_in - 1) * PAIRS, a + b)
+            return
+        for x in range(n_out):
+            first = x * stride - before
+            if first >= 0 and first + size <= n_in:
+                for row in range(ROWS):
+                    total = window(size, work, ((source + first) * ROWS + row) * WIDTH, PAIRS)
+                    store(work, ((target + x) * ROWS + row) * WIDTH, total)
+                continue
+            start, stop = max(first, 0), min(first + size, n_in)
+            for row in range(ROWS):
+                total = load(work, ((source + start) * ROWS + row) * WIDTH)
+                for k in range(start + 1, stop):
+                    total = total + load(work, ((source + k) * ROWS + row) * WIDTH)
+                store(work, ((target + x) * ROWS + row) * WIDTH, total)
+
+    @njit
+    def along_y(size, work, target, ring, addend, step):
+        """scale * (sum over the ring's rows) + bias, plus a row of another map where ``addend`` isn't negative."""
+        n, a, b = step.x.outputs, splat(step.scale), splat(step.bias)
+        if addend < 0:
+            for x in range(n * ROWS):
+                total = window(size, work, (ring * ROWS + x) * WIDTH, n * PAIRS)
+                store(work, (target * ROWS + x) * WIDTH, fma(a, total, b))
+        else:
+            for x in range(n * ROWS):
+                total = window(size, work, (ring * ROWS + x) * WIDTH, n * PAIRS)
+                store(work, (target * ROWS + x) * WIDTH, fma(a, total, b) + load(work, (addend * ROWS + x) * WIDTH))
+
+    @njit
+    def along_y_relu(size, tile, target, ring, addend, step, first):
+        """The same through a ReLU before the other map is added: the sums cost little beside its arithmetic."""
+        work, down, across = tile.work, tile.down.deviations, tile.across.deviations
+        n, a, b = step.x.outputs, splat(step.scale), splat(step.bias)
+        q, factor, d = coefficients(tile.polynomials.relu), step.after.factor, step.after.deviations + first
+        half, zero = splat(HALF * factor), splat(factor - factor)
+        for p in range(n):
+            s2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+            for row in range(ROWS):
+                k = ((d + p) * ROWS + row) * 2
+                ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
+                at = (p * ROWS + row) * WIDTH
+                c = fma(a, window(size, work, ring * PAIRS + at, n * PAIRS), b)
+                value = relu(c, ss, rr, zero, q)
+                if addend >= 0:
+                    value = fma(half, value, load(work, addend * PAIRS + at))
+                store(work, target * PAIRS + at, value)
+
+    return along_x, along_y, along_y_relu
+
+
+def _by_size(any_size, one, two, three, four, five, six, seven):
+    """One function that calls the loop for the size that is its first argument."""
+
+    @njit(forceinline=True)
+    def loop(size, *arguments):
+        if size == 3:
+            three(size, *arguments)
+        elif size == 7:
+            seven(size, *arguments)
+        elif size == 4:
+            four(size, *arguments)
+        elif size == 5:
+            five(size, *arguments)
+        elif size == 6:
+            six(size, *arguments)
+        elif size == 1:
+            one(size, *arguments)
+        elif size == 2:
+            two(size, *arguments)
+        else:
+            any_size(size, *arguments)
+
+    return loop
+
+
+sum_along_x, sum_along_y, sum_along_y_relu = (
+    _by_size(*loops) for loops in zip(*(_sums(size) for size in range(8)), strict=True)
+)
