@@ -7,8 +7,9 @@ here returns :math:`\mathbb{E}[\phi(u)\,\phi(v)]`: the one step of the kernel's 
 - :func:`relu` and :func:`step`: Cho & Saul, "Kernel methods for deep learning" (2009), the arc-cosine kernels of order
   1 and 0.
 - :func:`erf`: Williams, "Computing with infinite networks" (1997), equation 11.
+- The derivative's expectations, for the neural tangent kernel: :func:`step` for the ReLU's, :func:`erf_derivative`.
 
-All three take tensors that broadcast against each other and keep their dtype. They are symmetric in the two inputs to
+All take tensors that broadcast against each other and keep their dtype. They are symmetric in the two inputs to
 the last bit, they are finite where a variance is 0 (a black patch), and so are their gradients, which are given in
 closed form: differentiating the formulas operation by operation would give 0 * inf at identical inputs.
 
@@ -55,6 +56,18 @@ def _half_gap(cross: tf.Tensor, r1: tf.Tensor, r2: tf.Tensor) -> tf.Tensor:
     return tf.maximum(0.5 - 0.5 * (tf.abs(cross) * (r1 * r2)), 0)
 
 
+def _exact_half_gap(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+    """
+    h, and 0 at identical inputs, where functions with an infinite slope can't afford a rounding error.
+
+    Two black patches are identical patches: rho = 1, the limit of a vanishing bias.
+    """
+    s1, r1 = _deviations(var1)
+    s2, r2 = _deviations(var2)
+    identical = ((cross == var1) & (cross == var2)) | ((s1 == 0) & (s2 == 0))
+    return tf.where(identical, tf.zeros_like(cross), _half_gap(cross, r1, r2))
+
+
 def _angle_fraction(cross: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
     """(pi - theta) / (2 pi), theta the angle between the inputs: the expectation of step times step."""
     q = _asin_sqrt(h) / math.pi
@@ -62,8 +75,8 @@ def _angle_fraction(cross: tf.Tensor, h: tf.Tensor) -> tf.Tensor:
 
 
 def _sum_to(gradient: tf.Tensor, argument: tf.Tensor) -> tf.Tensor:
-    """Sum a gradient over those of the last two axes in which the argument was broadcast."""
-    axes = [axis for axis in (-2, -1) if argument.shape.rank >= 2 and argument.shape[axis] == 1]
+    """Sum a gradient over the axes in which the argument was broadcast: it has one entry there."""
+    axes = [axis for axis in range(argument.shape.rank) if argument.shape[axis] == 1]
     return tf.reduce_sum(gradient, axis=axes, keepdims=True) if axes else gradient
 
 
@@ -97,17 +110,13 @@ def _relu_value(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor
 def _relu_slopes(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     s1, r1 = _deviations(var1)
     s2, r2 = _deviations(var2)
-    # Two black patches are identical patches: rho = 1, the limit of a vanishing bias.
-    h = tf.where((s1 == 0) & (s2 == 0), tf.zeros_like(cross), _half_gap(cross, r1, r2))
+    h = _exact_half_gap(cross, var1, var2)
     sine = tf.sqrt(h * (1 - h)) * (0.5 / math.pi)
     return _angle_fraction(cross, h), sine * (s2 * r1), sine * (s1 * r2)
 
 
 def _step_value(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-    s1, r1 = _deviations(var1)
-    s2, r2 = _deviations(var2)
-    h = tf.where((s1 == 0) & (s2 == 0), tf.zeros_like(cross), _half_gap(cross, r1, r2))
-    return _angle_fraction(cross, h)
+    return _angle_fraction(cross, _exact_half_gap(cross, var1, var2))
 
 
 def _step_slopes(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -134,9 +143,7 @@ def _erf_value(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
 
 
 def _erf_slopes(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    # (1 + 2 v1)(1 + 2 v2) (1 - x^2), without the cancellation in 1 - x^2: at least 1.
-    determinant = 1 + 2 * var1 + 2 * var2 + 4 * tf.maximum(var1 * var2 - cross * cross, 0)
-    slope = (4 / math.pi) / tf.sqrt(determinant)
+    slope = erf_derivative(cross, var1, var2)
     return slope, -slope * cross / (1 + 2 * var1), -slope * cross / (1 + 2 * var2)
 
 
@@ -164,7 +171,8 @@ def step(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
 
     A variance of 0 is the limit of a vanishing bias: two black patches give 1/2, a black patch with another 1/4.
     float32: absolute error 8e-8 at the given correlation, but near a correlation of 1 the function has an infinite
-    slope, and one rounding of the correlation moves it by 8e-5.
+    slope, and one rounding of the correlation moves it by 8e-5. Inputs whose covariance and variances are equal to the
+    last bit give exactly 1/2. It is also the expectation for the ReLU's derivative.
     """
     return _step(cross, var1, var2)
 
@@ -178,3 +186,16 @@ def erf(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
     float32: absolute error 1e-7. The argument is clipped to [-1, 1], which rounding can exceed.
     """
     return _erf(cross, var1, var2)
+
+
+def erf_derivative(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+    r"""
+    The expectation for the derivative of erf, :math:`\frac{2}{\sqrt\pi} e^{-u^2}`, which is also the slope of
+    :func:`erf` in the covariance:
+
+    .. math:: \frac{4}{\pi} \left((1 + 2 v_1)(1 + 2 v_2) - 4 c^2\right)^{-1/2}
+
+    The determinant is computed as :math:`1 + 2 (v_1 + v_2) + 4 (v_1 v_2 - c^2)`, at least 1, with less cancellation.
+    """
+    determinant = 1 + 2 * (var1 + var2) + 4 * tf.maximum(var1 * var2 - cross * cross, 0)
+    return (4 / math.pi) / tf.sqrt(determinant)

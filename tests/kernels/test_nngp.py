@@ -118,6 +118,18 @@ def test_gram_matrix_is_symmetric_positive_and_has_the_diagonal(name, dtype, rng
     np.testing.assert_allclose(kernel(X[:1], X[3:4]), K[:1, 3:4], rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_step_networks_have_their_variance_at_two_identical_images(n, dtype, rng):
+    """The step's slope is infinite there: one rounding error in each of these layers moved the kernel by 2e-2."""
+    step = ExReLU(0, True)
+    layers = [layer for _ in range(5) for layer in (Conv(3, var_weight=1.7, var_bias=0.3), step)]
+    kernel = NNGPKernel(Sequential(*layers, Dense(1.3, 0.2)), [3, 6, 5])
+    X = rng.random((n, kernel.input_size)).astype(dtype)
+    np.testing.assert_array_equal(np.diag(kernel(X, X.copy())), kernel(X, full_cov=False))
+    assert (np.triu(kernel(X, X), 1) < 1.5 - 1e-3).all()
+
+
 def test_x2_is_cast_to_the_precision_of_x(rng):
     kernel = deep_kernel("plain")
     X, X2 = rng.normal(size=(3, 40)).astype(np.float32), rng.normal(size=(2, 40))
