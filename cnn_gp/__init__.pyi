@@ -7,12 +7,15 @@ from .kernels.architectures import build_kernel as build_kernel
 from .kernels.deep import DeepKernel as DeepKernel
 from .kernels.finite import FiniteNetwork as FiniteNetwork
 from .kernels.layer import Layer as Layer
+from .kernels.layers import AvgPool as AvgPool
 from .kernels.layers import ChannelMix as ChannelMix
 from .kernels.layers import Conv as Conv
 from .kernels.layers import Dense as Dense
 from .kernels.layers import ExErf as ExErf
 from .kernels.layers import ExReLU as ExReLU
+from .kernels.layers import GlobalAvgPool as GlobalAvgPool
 from .kernels.layers import Sequential as Sequential
 from .kernels.layers import Sum as Sum
 from .kernels.nngp import NNGPKernel as NNGPKernel
+from .kernels.ntk import NTKKernel as NTKKernel
 from .kernels.resnet import ResnetKernel as ResnetKernel

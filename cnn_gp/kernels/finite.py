@@ -178,13 +178,23 @@ def convolve(x: tf.Tensor, filters: tf.Tensor, windows: Sequence[Window]) -> tf.
     On up to two axes it is TensorFlow's own, with the draws as its groups; that has no gradients in float64 on the CPU.
     Elsewhere it is a matrix product for each offset in the filter.
     """
-    after = [max((w.outputs - 1) * w.stride + w.size - w.before - w.inputs, 0) for w in windows]
-    padded = tf.pad(x, [[0, 0], [0, 0], *([w.before, a] for w, a in zip(windows, after, strict=True)), [0, 0]])
+    padded = _padded(x, windows)
     if x.dtype == tf.float32 and 1 <= len(windows) <= 2:
         return _convolve_in_groups(padded, filters, windows)
     offsets = itertools.product(*(range(w.size) for w in windows))
     terms = (matmul(_shifted(padded, windows, offset), filters[(slice(None), *offset)]) for offset in offsets)
     return functools.reduce(tf.add, terms)
+
+
+def average(x: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:
+    """Average pooling of [draws or 1, N, *positions, C], divided by the size of the window also at the edge."""
+    padded, offsets = _padded(x, windows), list(itertools.product(*(range(w.size) for w in windows)))
+    return functools.reduce(tf.add, (_shifted(padded, windows, offset) for offset in offsets)) / len(offsets)
+
+
+def _padded(x: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:
+    after = [max((w.outputs - 1) * w.stride + w.size - w.before - w.inputs, 0) for w in windows]
+    return tf.pad(x, [[0, 0], [0, 0], *([w.before, a] for w, a in zip(windows, after, strict=True)), [0, 0]])
 
 
 def _convolve_in_groups(padded: tf.Tensor, filters: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:

@@ -17,7 +17,7 @@ _DATA_FORMATS = {0: "NC", 1: "NCW", 2: "NCHW", 3: "NCDHW"}
 
 
 class Window(NamedTuple):
-    """A one-dimensional filter of ones over an axis of ``inputs`` pixels."""
+    """A one-dimensional filter of ones, or a pool, over an axis of ``inputs`` pixels."""
 
     inputs: int
     outputs: int
@@ -38,7 +38,7 @@ class Window(NamedTuple):
             outputs, before = (inputs - 1) // stride + 1, (size - 1) // 2
         if outputs < 1:
             raise ShrunkMapError(
-                f"The map shrinks below one pixel: a filter of {size} with padding {padding} on {inputs} pixels; "
+                f"The map shrinks below one pixel: a window of {size} with padding {padding} on {inputs} pixels; "
                 "take fewer layers, smaller filters or strides, or padding SAME."
             )
         return cls(inputs, outputs, size, stride, before)
@@ -48,6 +48,28 @@ class Window(NamedTuple):
         first = np.arange(self.outputs)[:, None] * self.stride - self.before
         pixel = np.arange(self.inputs)[None, :]
         return ((pixel >= first) & (pixel < first + self.size)).astype(np.float64)
+
+
+def windows_of(
+    positions: Positions, size: int | Sequence[int], stride: int | Sequence[int], padding: str, what: str
+) -> list[Window]:
+    """
+    The windows along each axis of a map, for sizes and strides that are one whole number or one per axis.
+
+    :param what: what the sizes are called.
+    :raises UserError: where they don't fit the map's axes.
+    """
+    sizes, strides = _per_axis(size, len(positions), what), _per_axis(stride, len(positions), "stride")
+    return [Window.of(n, k, s, padding) for n, k, s in zip(positions, sizes, strides, strict=True)]
+
+
+def _per_axis(value: int | Sequence[int], rank: int, what: str) -> tuple[int, ...]:
+    sizes = (int(value),) * rank if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
+    if len(sizes) != rank or any(s < 1 for s in sizes):
+        raise UserError(
+            f"{what} is {value} on a map with {rank} spatial axes; expected one whole number of at least 1 per axis."
+        )
+    return sizes
 
 
 def checked_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:

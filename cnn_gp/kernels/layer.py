@@ -56,9 +56,18 @@ class Layer(gpflow.base.Module, metaclass=abc.ABCMeta):
         """The layers that this one is made of."""
         return ()
 
-    def n_covariances(self, positions: Positions) -> int:
-        """How many covariances a pair of images costs in this layer: what its time is about proportional to."""
-        return math.prod(self.output_positions(positions))
+    def displacements(self, positions: Positions, n: int) -> int:
+        """How many displacements are needed before this layer for n after it: only pooling needs more."""
+        return n
+
+    def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
+        """
+        How many covariances a pair of images costs in this layer: what its time is about proportional to.
+
+        :param positions: the map before the layer.
+        :param displacements: how many are wanted after the layer.
+        """
+        return displacements * math.prod(self.output_positions(positions))
 
     def sum_dtype(self, dtype: tf.DType) -> tf.DType:
         """
@@ -72,6 +81,11 @@ class Layer(gpflow.base.Module, metaclass=abc.ABCMeta):
         return functools.reduce(
             lambda widest, child: max(widest, child.sum_dtype(dtype), key=lambda d: d.size), self.children, dtype
         )
+
+    def check_derivatives(self) -> None:
+        """:raises UserError: where the layer has no neural tangent kernel."""
+        for child in self.children:
+            child.check_derivatives()
 
     @property
     def has_weights(self) -> bool:

@@ -13,34 +13,38 @@ at the position p,
         (u, v) \sim \mathcal{N}(0, \text{the 2x2 covariance of the two images at } q) \\
     \text{sum of branches:}\quad K(p) &= \textstyle\sum_i K_i(p)
 
+The neural tangent kernel T (Jacot, Gabriel & Hongler 2018) is carried beside K where it is wanted. It is 0 at the
+inputs, and
+
+.. math::
+    \text{convolution, dense layer:}\quad T' &= K' + \text{the same linear map of } T \text{, without the bias} \\
+    \text{nonlinearity:}\quad T' &= T \, \mathbb{E}[\phi'(u) \phi'(v)] \\
+    \text{sum of branches, pooling:}\quad T' &= \text{the same map of } T
+
+Average pooling needs covariances between position p of one image and p + d of the other. The displacements d never mix
+but in a pool, so that the recursion above holds for each, with v at p + d and :math:`K_d(p) = 0` where p or p + d is
+outside the map; after a convolution of stride s, d needs the displacement s d before it (:mod:`.pooling`).
+
 A layer says what it does to covariances and leaves the loop over pairs of images to the tensor library.
 """
 
 import abc
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from gpflow.base import Parameter
 
 from ..errors import UserError
 from . import expectations
-from .finite import FiniteMap, Prior, convolve, matmul
-from .geometry import PADDINGS, Positions, Window
+from .displacements import Displacements, sum_along
+from .finite import FiniteMap, Prior, average, convolve, matmul
+from .geometry import PADDINGS, Positions, Window, windows_of
 from .layer import Layer, layer_from_description, variance_parameter
-from .state import State
-
-
-def _per_axis(value: "int | Sequence[int]", rank: int, what: str) -> tuple[int, ...]:
-    sizes = (int(value),) * rank if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
-    if len(sizes) != rank or any(s < 1 for s in sizes):
-        raise UserError(
-            f"{what} is {value} on a map with {rank} spatial axes; expected one whole number of at least 1 per axis."
-        )
-    return sizes
+from .pooling import average_pool, n_differences
+from .state import Covariances, Kernels, State, remembering_last
 
 
 class Conv(Layer):
@@ -81,10 +85,7 @@ class Conv(Layer):
 
     def windows(self, positions: Positions) -> list[Window]:
         """Per axis of the map, where each output pixel's patch begins and ends."""
-        rank = len(positions)
-        filters = _per_axis(self.filter_size, rank, "filter_size")
-        strides = _per_axis(self.stride, rank, "stride")
-        return [Window.of(n, k, s, self.padding) for n, k, s in zip(positions, filters, strides, strict=True)]
+        return windows_of(positions, self.filter_size, self.stride, self.padding, "filter_size")
 
     def output_positions(self, positions: Positions) -> Positions:
         return tuple(window.outputs for window in self.windows(positions))
@@ -95,16 +96,25 @@ class Conv(Layer):
         return self.var_weight / patch
 
     def propagate(self, state: State) -> State:
-        positions = tuple(state.var1.shape[:-2])
-        windows, scale = self.windows(positions), self.scale(positions)
+        windows = self.windows(state.positions)
+        trained = _Trained(self.scale(state.positions), self.var_bias)
 
-        def convolve(covariance: tf.Tensor) -> tf.Tensor:
-            total = tf.cast(covariance, state.sum_dtype)
-            for axis, window in enumerate(windows):
-                total = _sum_windows(total, axis, window)
-            return tf.cast(_affine(scale, total, self.var_bias), covariance.dtype)
+        def step(kernels: Kernels, d: Displacements | None) -> Kernels:
+            bands = {
+                axis: tf.cast(window.band() if d is None else d.bands(axis, window), state.sum_dtype)
+                for axis, window in enumerate(windows)
+                if window.size > 1 or window.stride > 1
+            }
 
-        return state.map(convolve)
+            def sums(covariance: tf.Tensor) -> tf.Tensor:
+                total = tf.cast(covariance, state.sum_dtype)
+                for axis, band in bands.items():
+                    total = sum_along(total, axis, band)
+                return total
+
+            return trained(kernels, sums)
+
+        return state.then(step, before=lambda d: d.times([window.stride for window in windows]))
 
     def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
         windows = self.windows(positions)
@@ -129,32 +139,38 @@ def _json(sizes: "int | tuple[int, ...]") -> "int | list[int]":
     return sizes if isinstance(sizes, int) else list(sizes)
 
 
-def _affine(scale: "Parameter | tf.Tensor", covariance: tf.Tensor, bias: Parameter) -> tf.Tensor:
-    return tf.cast(scale, covariance.dtype) * covariance + tf.cast(bias, covariance.dtype)
-
-
-def _sum_windows(covariance: tf.Tensor, axis: int, window: Window) -> tf.Tensor:
+class _Trained:
     """
-    Sum over the window along one axis: [..., inputs, ...] -> [..., outputs, ...].
+    What weights that are trained make of sums over patches, K' = scale * sum + bias and T' = K' + scale * sum of T.
 
-    The filter is constant over the patch, hence separable: one small banded matrix product per axis.
+    T' adds the products of derivatives by these weights and biases, which are K', to those by the weights before.
     """
-    if window.size == 1 and window.stride == 1:
-        return covariance
-    shape = tf.shape(covariance)
-    before = math.prod(covariance.shape[:axis])
-    band = tf.constant(window.band(), covariance.dtype)
-    matrix = tf.reshape(covariance, [before, window.inputs, -1])
-    summed = tf.matmul(tf.broadcast_to(band, [before, window.outputs, window.inputs]), matrix)
-    return tf.reshape(summed, tf.concat([shape[:axis], [window.outputs], shape[axis + 1 :]], 0))
+
+    def __init__(self, scale: "Parameter | tf.Tensor", bias: Parameter) -> None:
+        # Read here, since a layer's step may be traced in a loop.
+        self._scale, self._bias = tf.convert_to_tensor(scale), tf.convert_to_tensor(bias)
+
+    def __call__(self, kernels: Kernels, sums: Callable[[tf.Tensor], tf.Tensor]) -> Kernels:
+        def scaled(covariance: tf.Tensor) -> tf.Tensor:
+            total = sums(covariance)
+            return tf.cast(self._scale, total.dtype) * total
+
+        def affine(covariance: tf.Tensor) -> tf.Tensor:
+            total = scaled(covariance)
+            return tf.cast(total + tf.cast(self._bias, total.dtype), covariance.dtype)
+
+        nngp = kernels.nngp.map(affine)
+        if kernels.ntk is None:
+            return Kernels(nngp, None)
+        return Kernels(nngp, nngp.plus(kernels.ntk.map(lambda t: tf.cast(scaled(t), t.dtype))))
 
 
 class Dense(Layer):
     """
     A fully connected layer: the mean over positions, times ``var_weight``, plus ``var_bias``. One pixel is left.
 
-    The weights are independent at each position (variance ``var_weight`` / fan-in). Average pooling, whose weights
-    are shared by the positions, would need covariances between positions and is another kernel.
+    The weights are independent at each position (variance ``var_weight`` / fan-in), so that no covariances between
+    positions are needed. To share them, put a :class:`GlobalAvgPool` before this layer.
     """
 
     weighted = True
@@ -173,14 +189,15 @@ class Dense(Layer):
         return ()
 
     def propagate(self, state: State) -> State:
-        axes = list(range(state.var1.shape.rank - 2))
+        axes = list(range(len(state.positions)))
+        trained = _Trained(self.var_weight, self.var_bias)
 
-        def read_out(covariance: tf.Tensor) -> tf.Tensor:
+        def mean(covariance: tf.Tensor) -> tf.Tensor:
             # In float64 whatever the sums over patches are: it's done once, and the map has hundreds of pixels.
-            mean = tf.reduce_mean(tf.cast(covariance, tf.float64), axis=axes)
-            return tf.cast(_affine(self.var_weight, mean, self.var_bias), covariance.dtype)
+            return tf.reduce_mean(tf.cast(covariance, tf.float64), axis=axes)
 
-        return state.map(read_out)
+        # One pixel is left, which has no displacements.
+        return state.then(lambda kernels, d: trained(kernels, mean))
 
     def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
         pixels = math.prod(positions)
@@ -200,6 +217,102 @@ class Dense(Layer):
             "var_weight": float(self.var_weight.numpy()),
             "var_bias": float(self.var_bias.numpy()),
         }
+
+
+class _Pool(Layer):
+    """Average pooling: covariances with displacements are averaged over two windows (:mod:`.pooling`)."""
+
+    @abc.abstractmethod
+    def window(self, positions: Positions) -> list[Window]:
+        """Per axis of the map, where each output pixel's window begins and ends."""
+
+    def windows(self, positions: Positions) -> list[Window]:
+        """As :meth:`window`. :raises UserError: where the map has no axes."""
+        if not positions:
+            raise UserError(
+                f"{type(self).__name__} has no spatial axes to pool over; expected a map with 1 to 3 axes: put it "
+                "before the first Dense() or GlobalAvgPool()."
+            )
+        return self.window(positions)
+
+    def output_positions(self, positions: Positions) -> Positions:
+        return tuple(window.outputs for window in self.windows(positions))
+
+    def propagate(self, state: State) -> State:
+        return average_pool(state, self.windows(state.positions))
+
+    def displacements(self, positions: Positions, n: int) -> int:
+        windows = self.windows(positions)
+        on_the_map = math.prod(2 * window.inputs - 1 for window in windows)
+        return min(n * n_differences(windows), on_the_map)
+
+    def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
+        return 0
+
+
+class AvgPool(_Pool):
+    """
+    Average pooling: the mean over a window, divided by the window's size also where it reaches into the padding.
+
+    As after a :class:`Sum` of maps that come after a nonlinearity, weights must follow before the next nonlinearity for
+    the finite networks to converge to the kernel: a convolution, a dense layer or a :class:`ChannelMix`.
+
+    :param size: one whole number for all axes, or one per axis.
+    :param stride: the same for the stride; None: the size.
+    :param padding: "VALID" or "SAME", as in TensorFlow. Padding adds zeros.
+    """
+
+    def __init__(
+        self,
+        size: "int | Sequence[int]",
+        stride: "int | Sequence[int] | None" = None,
+        padding: str = "VALID",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        if padding not in ("VALID", "SAME"):
+            raise UserError(f"padding is {padding!r}; expected VALID or SAME.")
+        stride = size if stride is None else stride
+        self.size = size if isinstance(size, int) else tuple(size)
+        self.stride = stride if isinstance(stride, int) else tuple(stride)
+        self.padding = padding
+
+    def window(self, positions: Positions) -> list[Window]:
+        return windows_of(positions, self.size, self.stride, self.padding, "size")
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        windows = self.windows(positions)
+        return FiniteMap(lambda x: average(x, windows), channels, self.output_positions(positions))
+
+    def describe(self) -> dict[str, Any]:
+        sizes = {"size": _json(self.size), "stride": _json(self.stride)}
+        return {"layer": "AvgPool", **sizes, "padding": self.padding}
+
+
+class GlobalAvgPool(_Pool):
+    """The mean over the whole map. One pixel is left."""
+
+    def window(self, positions: Positions) -> list[Window]:
+        return [Window.of(n, n, 1, "VALID") for n in positions]
+
+    def output_positions(self, positions: Positions) -> Positions:
+        self.windows(positions)
+        return ()
+
+    def propagate(self, state: State) -> State:
+        axes = list(range(len(state.positions)))
+        return super().propagate(state).then(lambda kernels, _: kernels.map(lambda mean: tf.squeeze(mean, axes)))
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        axes = list(range(2, 2 + len(positions)))
+        return FiniteMap(lambda x: tf.reduce_mean(x, axes), channels, self.output_positions(positions))
+
+    def describe(self) -> dict[str, Any]:
+        return {"layer": "GlobalAvgPool"}
+
+
+#: Of a covariance and the two variances.
+Function = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class Nonlinearity(Layer):
@@ -225,13 +338,52 @@ class Nonlinearity(Layer):
         """
         return self.expectation(variance, variance, variance)
 
+    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        """E[phi'(u) phi'(v)], for the neural tangent kernel. :raises UserError: where it has none."""
+        raise UserError(
+            f"{self.describe()} has no derivative's expectation, which a neural tangent kernel needs; "
+            "take ExReLU() or ExErf(), or an NNGPKernel."
+        )
+
+    def check_derivatives(self) -> None:
+        one = tf.ones([], tf.float64)
+        self.derivative_expectation(one, one, one)
+
+    def derivative_variance(self, variance: tf.Tensor) -> tf.Tensor:
+        """E[phi'(u)^2], the same for two identical inputs."""
+        return self.derivative_expectation(variance, variance, variance)
+
     @abc.abstractmethod
     def apply(self, x: tf.Tensor) -> tf.Tensor:
         """The nonlinearity itself, for finite networks."""
 
     def propagate(self, state: State) -> State:
-        cross = None if state.cross is None else self.expectation(state.cross, state.var1, state.var2)
-        return state.map(self.variance)._replace(cross=cross)
+        var1, var2 = state.nngp.own1, state.nngp.own2
+
+        def at_zero(K: Covariances, function: Function, of_variance: Callable[[tf.Tensor], tf.Tensor]) -> Covariances:
+            return K.map(of_variance)._replace(cross=None if var2 is None else function(K.cross, var1, var2))
+
+        def displaced(K: Covariances, function: Function, var1_d: tf.Tensor, var2_d: tf.Tensor) -> Covariances:
+            # The first image's variances at p, the second's at p + d.
+            return Covariances(
+                None if var2 is None else function(K.cross, var1[None], var2_d),
+                function(K.own1, var1[None], var1_d),
+                None if var2 is None else function(K.own2, var2[None], var2_d),
+            )
+
+        def step(kernels: Kernels, d: Displacements | None) -> Kernels:
+            K, T = kernels
+            if d is None:
+                nngp = at_zero(K, self.expectation, self.variance)
+                ntk = T and T.times(at_zero(K, self.derivative_expectation, self.derivative_variance))
+                return Kernels(nngp, ntk)
+            # An image's covariance with itself is its variance at d = 0, where no rounding error may make it another.
+            K = K._replace(own1=d.where_zero(var1, K.own1), own2=None if var2 is None else d.where_zero(var2, K.own2))
+            shifted = d.shifted(var1), None if var2 is None else d.shifted(var2)
+            nngp = displaced(K, self.expectation, *shifted)
+            return Kernels(nngp, T and T.times(displaced(K, self.derivative_expectation, *shifted)))
+
+        return state.then(step)
 
     def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
         return FiniteMap(self.apply, channels, positions)
@@ -267,6 +419,14 @@ class ExReLU(Nonlinearity):
     def variance(self, variance: tf.Tensor) -> tf.Tensor:
         return 0.5 * self.factor * (variance if self.exponent == 1 else tf.ones_like(variance))
 
+    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        if self.exponent == 0:
+            raise UserError(
+                "The step function, ExReLU(exponent=0), has no neural tangent kernel: its derivative is 0 almost "
+                "everywhere; take ExReLU() or ExErf(), or an NNGPKernel."
+            )
+        return self.factor * expectations.step(cross, var1, var2)
+
     def apply(self, x: tf.Tensor) -> tf.Tensor:
         activation = tf.nn.relu(x) if self.exponent == 1 else tf.cast(x > 0, x.dtype)
         return math.sqrt(self.factor) * activation
@@ -281,6 +441,9 @@ class ExErf(Nonlinearity):
     def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
         return expectations.erf(cross, var1, var2)
 
+    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return expectations.erf_derivative(cross, var1, var2)
+
     def apply(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.erf(x)
 
@@ -292,16 +455,17 @@ class ChannelMix(Layer):
     """
     A 1x1 convolution with weight variance 1 / fan-in and no bias: it leaves covariances as they are.
 
-    In the infinite network it does nothing. In a finite one it makes the channels of a map Gaussian and independent,
-    which the sum of two maps after a nonlinearity needs to be equivalent to the sum of their covariances.
+    It is there for finite networks, in which it makes the channels of a map Gaussian and independent. The sum of two
+    maps after a nonlinearity needs this to be equivalent to the sum of their covariances. Its weights are trained: the
+    neural tangent kernel has a term of them.
     """
 
     weighted = True
 
     def propagate(self, state: State) -> State:
-        return state
+        return state.then(lambda kernels, _: Kernels(kernels.nngp, kernels.ntk and kernels.ntk.plus(kernels.nngp)))
 
-    def n_covariances(self, positions: Positions) -> int:
+    def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
         return 0
 
     def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
@@ -329,12 +493,22 @@ class Sequential(Layer):
     def output_positions(self, positions: Positions) -> Positions:
         return functools.reduce(lambda positions, layer: layer.output_positions(positions), self.layers, positions)
 
-    def n_covariances(self, positions: Positions) -> int:
-        total = 0
-        for layer in self.layers:
-            total += layer.n_covariances(positions)
-            positions = layer.output_positions(positions)
-        return total
+    def _before(self, positions: Positions, displacements: int) -> Iterator[tuple[Layer, Positions, int]]:
+        """From the last layer to the first: the map before it, and how many displacements are wanted after it."""
+        maps = [positions]
+        for layer in self.layers[:-1]:
+            maps.append(layer.output_positions(maps[-1]))
+        for layer, positions in zip(reversed(self.layers), reversed(maps), strict=False):
+            yield layer, positions, displacements
+            displacements = layer.displacements(positions, displacements)
+
+    def displacements(self, positions: Positions, n: int) -> int:
+        for layer, before, wanted in self._before(positions, n):
+            n = layer.displacements(before, wanted)
+        return n
+
+    def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
+        return sum(layer.n_covariances(before, n) for layer, before, n in self._before(positions, displacements))
 
     def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
         last_weighted = max((i for i, layer in enumerate(self.layers) if layer.has_weights), default=-1)
@@ -372,11 +546,10 @@ class Sum(Layer):
 
     def propagate(self, state: State) -> State:
         outputs = [branch.propagate(state) for branch in self.branches]
-        cross, var1, var2 = (
-            None if terms[0] is None else functools.reduce(tf.add, terms)
-            for terms in zip(*(output[:3] for output in outputs), strict=True)
-        )
-        return state._replace(cross=cross, var1=var1, var2=var2)
+        kernels = functools.reduce(Kernels.plus, (output.kernels for output in outputs))
+        terms = [output.displaced for output in outputs]
+        displaced = remembering_last(lambda d: functools.reduce(Kernels.plus, (term(d) for term in terms)))
+        return State(kernels, displaced, state.sum_dtype, max(output.held for output in outputs))
 
     def output_positions(self, positions: Positions) -> Positions:
         sizes = [branch.output_positions(positions) for branch in self.branches]
@@ -387,8 +560,12 @@ class Sum(Layer):
             )
         return sizes[0]
 
-    def n_covariances(self, positions: Positions) -> int:
-        return sum(branch.n_covariances(positions) for branch in self.branches)
+    def displacements(self, positions: Positions, n: int) -> int:
+        # Branches that need the same ones share them.
+        return sum({branch.displacements(positions, n) for branch in self.branches})
+
+    def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
+        return sum(branch.n_covariances(positions, displacements) for branch in self.branches)
 
     def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
         left = self.output_positions(positions)  # refuses maps of different sizes

@@ -1,5 +1,6 @@
-"""GPflow kernels of infinitely wide networks: any network of layers, and the two families of the paper."""
+"""What the GPflow kernels of an infinitely wide network share: shapes, checks, the recursion from images to kernels."""
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +15,12 @@ from ..errors import UserError
 from .geometry import checked_input_shape
 from .layer import Layer
 from .layers import Sequential
-from .state import State, input_state
+from .state import Covariances, Kernels, State
 
 
-class NNGPKernel(gpflow.kernels.Kernel):
-    r"""
-    The kernel of the Gaussian process that an infinitely wide network is.
-
-    The recursion of the covariances is the layers' (:mod:`cnn_gp.kernels.layers`); it starts from
-
-    .. math:: K_0(x, x')(p) = \frac{1}{C} \sum_{c=1}^{C} x_{c,p} \, x'_{c,p}
-
-    and ends in a :class:`~cnn_gp.kernels.layers.Dense` readout, which leaves one number per pair of images. See
-    Garriga-Alonso, Aitchison & Rasmussen, ICLR 2019 (arXiv:1808.05587).
+class NetworkKernel(gpflow.kernels.Kernel, metaclass=abc.ABCMeta):
+    """
+    A kernel of an infinitely wide network: :class:`.NNGPKernel` or :class:`.NTKKernel`.
 
     The dtype of the inputs, float32 or float64, decides the precision.
 
@@ -91,19 +85,27 @@ class NNGPKernel(gpflow.kernels.Kernel):
         """
         X = self._checked_inputs(X)
         if X2 is not None:
-            return self._propagate(X, tf.cast(self._checked_inputs(X2), X.dtype)).cross
-        state = self._propagate(X, X)
-        upper = tf.linalg.band_part(state.cross, 0, -1)
+            return self._covariances(X, tf.cast(self._checked_inputs(X2), X.dtype)).cross
+        upper = tf.linalg.band_part(self._covariances(X, X).cross, 0, -1)
         symmetric = upper + tf.linalg.matrix_transpose(upper)
-        return tf.linalg.set_diag(symmetric, state.var1[:, 0])
+        # The other pairs may pool their displacements in another order.
+        return tf.linalg.set_diag(symmetric, self.K_diag(X))
 
     @check_shapes("X: [N, D]", "return: [N]")
     def K_diag(self, X: TensorType) -> tf.Tensor:
-        """The variance of each image, all layers included."""
-        return self._propagate(self._checked_inputs(X), None).var1[:, 0]
+        """The kernel of each image with itself."""
+        return self._covariances(self._checked_inputs(X), None).own1[:, 0]
 
-    def _propagate(self, X: tf.Tensor, X2: tf.Tensor | None) -> State:
-        return self.network.propagate(input_state(X, X2, self.input_shape, self.network.sum_dtype(X.dtype)))
+    @abc.abstractmethod
+    def input_state(self, X: tf.Tensor, X2: tf.Tensor | None) -> State:
+        """What the recursion starts from."""
+
+    @abc.abstractmethod
+    def chosen(self, kernels: Kernels) -> Covariances:
+        """Those of the covariances after the last layer that are this kernel."""
+
+    def _covariances(self, X: tf.Tensor, X2: tf.Tensor | None) -> Covariances:
+        return self.chosen(self.network.propagate(self.input_state(X, X2)).kernels)
 
     def first_non_finite(self, X: TensorType, X2: TensorType) -> str | None:
         """
@@ -112,7 +114,7 @@ class NNGPKernel(gpflow.kernels.Kernel):
         Named by its place in the network: "layers[2].branches[1].layers[0] (Conv)".
         """
         X, X2 = self._checked_inputs(X), self._checked_inputs(X2)
-        state = input_state(X, X2, self.input_shape, self.network.sum_dtype(X.dtype))
+        state = self.input_state(X, X2)
         return "the images" if not _is_finite(state) else _first_non_finite(self.network, state, "")
 
     def describe(self) -> dict[str, Any]:
@@ -121,11 +123,11 @@ class NNGPKernel(gpflow.kernels.Kernel):
 
 
 def _is_finite(state: State) -> bool:
-    return all(bool(tf.reduce_all(tf.math.is_finite(t))) for t in state[:3] if t is not None)
+    return all(bool(tf.reduce_all(tf.math.is_finite(t))) for t in tf.nest.flatten(state.kernels) if t is not None)
 
 
 def _first_non_finite(layer: Layer, state: State, path: str) -> str | None:
-    """As :meth:`NNGPKernel.first_non_finite`, for a finite state before the layer."""
+    """As :meth:`NetworkKernel.first_non_finite`, for a finite state before the layer."""
     kind = "layers" if isinstance(layer, Sequential) else "branches"
     for i, child in enumerate(layer.children):
         found = _first_non_finite(child, state, f"{path}.{kind}[{i}]" if path else f"{kind}[{i}]")

@@ -1,5 +1,6 @@
 """The recursion of the paper in plain loops over images, positions and patches, float64: slow and easy to read."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -145,3 +146,85 @@ def matrix(X: np.ndarray, X2: np.ndarray, input_shape: Sequence[int], recursion:
     """The kernel matrix of a recursion for one pair."""
     images, images2 = (np.reshape(A, [-1, *input_shape]) for A in (X, X2))
     return np.array([[recursion(Pair.of(x, y)) for y in images2] for x in images])
+
+
+def pooled(description, x, y):
+    """
+    The kernel and the neural tangent kernel of two images [C, *positions], from all covariances between positions.
+
+    Three matrices [P, P] are carried for each of the two, of x with y, of x with itself and of y with itself: entry
+    (p, q) is between position p of the one image and position q of the other.
+
+    :param description: the network, as its layer describes itself.
+    """
+    pairs = ((x, y), (x, x), (y, y))
+    flat = [[image.reshape(len(image), -1) for image in pair] for pair in pairs]
+    K = np.array([np.einsum("cp,cq->pq", a, b) / len(a) for a, b in flat])
+    K, T, left = _pooled(description, K, np.zeros_like(K), x.shape[1:])
+    assert left == () and K.shape == (3, 1, 1)
+    return K[0, 0, 0], T[0, 0, 0]
+
+
+def _pooled(layer, K, T, positions):
+    kind = layer["layer"]
+    if kind == "Sequential":
+        for child in layer["layers"]:
+            K, T, positions = _pooled(child, K, T, positions)
+        return K, T, positions
+    if kind == "Sum":
+        branches = [_pooled(branch, K, T, positions) for branch in layer["branches"]]
+        return sum(b[0] for b in branches), sum(b[1] for b in branches), branches[0][2]
+    if kind == "ChannelMix":
+        return K, T + K, positions
+    if kind in ("ExReLU", "ExErf"):
+        return *_all_phi(layer, K, T), positions
+    if kind == "Conv":
+        offsets, left = _selections(positions, layer["filter_size"], layer["stride"], layer["padding"])
+        scale = layer["var_weight"] / (len(offsets) if layer["divide_by_patch"] else 1)
+        K, T = (scale * sum(S @ A @ S.T for S in offsets) for A in (K, T))
+        return K + layer["var_bias"], K + layer["var_bias"] + T, left
+    if kind == "Dense":
+        K, T = (layer["var_weight"] * np.mean(np.diagonal(A, axis1=1, axis2=2), axis=1)[:, None, None] for A in (K, T))
+        return K + layer["var_bias"], K + layer["var_bias"] + T, ()
+    if kind == "AvgPool":
+        offsets, left = _selections(positions, layer["size"], layer["stride"], layer["padding"])
+        mean = sum(offsets) / len(offsets)
+    else:
+        assert kind == "GlobalAvgPool"
+        mean, left = np.full([1, math.prod(positions)], 1 / math.prod(positions)), ()
+    return mean @ K @ mean.T, mean @ T @ mean.T, left
+
+
+def _selections(positions, size, stride, padding):
+    """For each offset in a window the matrix [outputs, inputs] that selects the pixel there, 0 in the padding."""
+    axes = []
+    for axis, n in enumerate(positions):
+        k, s = (v if isinstance(v, int) else v[axis] for v in (size, stride))
+        outputs = {"SAME": -(-n // s), "VALID": (n - k) // s + 1, "FIXED": -(-n // s)}[padding]
+        before = {"SAME": max((outputs - 1) * s + k - n, 0) // 2, "VALID": 0, "FIXED": (k - 1) // 2}[padding]
+        q, p = np.arange(outputs)[:, None], np.arange(n)
+        axes.append([(p == q * s - before + a).astype(float) for a in range(k)])
+    matrices = [functools.reduce(np.kron, offset, np.eye(1)) for offset in itertools.product(*axes)]
+    return matrices, tuple(axis[0].shape[0] for axis in axes)
+
+
+def _all_phi(layer, K, T):
+    """A nonlinearity at all pairs of positions."""
+    v1, v2 = np.diagonal(K[1])[:, None], np.diagonal(K[2])[None, :]
+    variances = ((v1, v2), (v1, v1.T), (v2.T, v2))
+    results = []
+    for c, t, (a, b) in zip(K, T, variances, strict=True):
+        a, b = np.broadcast_arrays(a, b)
+        if layer["layer"] == "ExErf":
+            value = 2 / np.pi * np.arcsin(2 * c / np.sqrt((1 + 2 * a) * (1 + 2 * b)))
+            slope = 4 / np.pi / np.sqrt((1 + 2 * a) * (1 + 2 * b) - 4 * c**2)
+        else:
+            assert layer["exponent"] == 1
+            factor = 2 if layer["multiply_by_sqrt2"] else 1
+            cosine = np.clip(c / np.sqrt(a * b), -1, 1)
+            # A position with itself: an ulp of the cosine would move the angle by 1e-8.
+            theta = np.where((c == a) & (c == b), 0, np.arccos(cosine))
+            value = factor * np.sqrt(a * b) / (2 * np.pi) * (np.sin(theta) + (np.pi - theta) * np.cos(theta))
+            slope = factor * (np.pi - theta) / (2 * np.pi)
+        results.append((value, t * slope))
+    return (np.array(matrices) for matrices in zip(*results, strict=True))

@@ -12,13 +12,26 @@ from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels import layers
 from cnn_gp.kernels.geometry import Window
 from cnn_gp.kernels.layer import Layer, layer_from_description
-from cnn_gp.kernels.layers import ChannelMix, Conv, Dense, ExErf, ExReLU, Nonlinearity, Sequential, Sum
-from cnn_gp.kernels.state import State, input_state
+from cnn_gp.kernels.layers import (
+    AvgPool,
+    ChannelMix,
+    Conv,
+    Dense,
+    ExErf,
+    ExReLU,
+    GlobalAvgPool,
+    Nonlinearity,
+    Sequential,
+    Sum,
+)
+from cnn_gp.kernels.state import Covariances, Kernels, State, input_state
 
 # For each layer: another one of other hyperparameters.
 CASES = {
     Conv: (Conv(3, 2, "SAME", 1.3, 0.2), Conv(3, 2, "SAME", 1.3, 0.3)),
     Dense: (Dense(1.3, 0.2), Dense(1.4, 0.2)),
+    AvgPool: (AvgPool(2, 1, "SAME"), AvgPool(2, 1, "VALID")),
+    GlobalAvgPool: (GlobalAvgPool(), None),
     ExReLU: (ExReLU(), ExReLU(multiply_by_sqrt2=True)),
     ExErf: (ExErf(), None),
     ChannelMix: (ChannelMix(), None),
@@ -27,10 +40,20 @@ CASES = {
 }
 
 
-def state_of(rng, positions, n, dtype=np.float64, sum_dtype=None):
+def state_of(rng, positions, n, dtype=np.float64, sum_dtype=None, alone=False):
     """The covariances of n random images with four channels, with themselves."""
-    x = rng.normal(size=[n, 4, *positions]).astype(dtype)
-    return input_state(tf.reshape(x, [n, -1]), tf.reshape(x, [n, -1]), [4, *positions], tf.as_dtype(sum_dtype or dtype))
+    x = tf.reshape(rng.normal(size=[n, 4, *positions]).astype(dtype), [n, -1])
+    return input_state(x, None if alone else x, [4, *positions], tf.as_dtype(sum_dtype or dtype))
+
+
+def plain_state(cross, own1, own2):
+    """A state of given covariances, without displacements."""
+    cross, own1, own2 = (None if t is None else tf.constant(t) for t in (cross, own1, own2))
+    return State(Kernels(Covariances(cross, own1, own2), None), None, tf.float64, 1)
+
+
+def cross_after(layer, state):
+    return layer.propagate(state).nngp.cross
 
 
 def test_every_layer_is_covered():
@@ -42,22 +65,27 @@ def test_every_layer_is_covered():
     assert concrete == set(CASES)
 
 
-@pytest.mark.parametrize("layer", [case for case, _ in CASES.values()], ids=lambda layer: type(layer).__name__)
-@pytest.mark.parametrize("positions", [(5, 4), (6,), (3, 4, 2), ()])
+@pytest.mark.parametrize(
+    ("layer", "positions"),
+    [
+        pytest.param(layer, positions, id=f"{cls.__name__}-{positions}")
+        for cls, (layer, _) in CASES.items()
+        for positions in [(5, 4), (6,), (3, 4, 2), *([()] if cls not in (AvgPool, GlobalAvgPool) else [])]
+    ],
+)
 def test_variances_are_the_covariances_of_identical_images(layer, positions, rng):
     state = layer.propagate(state_of(rng, positions, 3))
-    diagonal = tf.linalg.diag_part(state.cross)
-    np.testing.assert_allclose(diagonal, state.var1[..., 0], rtol=1e-13)
-    np.testing.assert_allclose(diagonal, state.var2[..., 0, :], rtol=1e-13)
-    assert tuple(state.cross.shape[:-2]) == layer.output_positions(positions)
+    diagonal = tf.linalg.diag_part(state.nngp.cross)
+    np.testing.assert_allclose(diagonal, state.nngp.own1[..., 0], rtol=1e-13)
+    np.testing.assert_allclose(diagonal, state.nngp.own2[..., 0, :], rtol=1e-13)
+    assert tuple(state.nngp.cross.shape[:-2]) == layer.output_positions(positions)
 
 
 @pytest.mark.parametrize("layer", [case for case, _ in CASES.values()], ids=lambda layer: type(layer).__name__)
-def test_variances_alone_are_the_same(layer, rng):
-    state = state_of(rng, (5, 4), 3)
-    alone = layer.propagate(state._replace(cross=None, var2=None))
-    assert alone.cross is None and alone.var2 is None
-    np.testing.assert_array_equal(alone.var1, layer.propagate(state).var1)
+def test_variances_alone_are_the_same(layer):
+    both, alone = (layer.propagate(state_of(np.random.default_rng(0), (5, 4), 3, alone=a)) for a in (False, True))
+    assert alone.nngp.cross is None and alone.nngp.own2 is None
+    np.testing.assert_array_equal(alone.nngp.own1, both.nngp.own1)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 33])
@@ -65,8 +93,8 @@ def test_float32_erf_networks_keep_identical_patches_identical_to_the_last_bit(n
     network = Sequential(*[layer for _ in range(6) for layer in (Conv(3, var_weight=6.0, var_bias=5.0), ExErf())])
     state = state_of(rng, (8, 8), n, np.float32, network.sum_dtype(tf.float32))
     state = network.propagate(state)
-    np.testing.assert_array_equal(tf.linalg.diag_part(state.cross), state.var1[..., 0])
-    np.testing.assert_array_equal(tf.linalg.diag_part(state.cross), state.var2[..., 0, :])
+    np.testing.assert_array_equal(tf.linalg.diag_part(state.nngp.cross), state.nngp.own1[..., 0])
+    np.testing.assert_array_equal(tf.linalg.diag_part(state.nngp.cross), state.nngp.own2[..., 0, :])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +155,7 @@ def test_an_unknown_layer_is_one_line(kind):
         layer_from_description({"layer": "Sequential", "layers": [{"layer": kind}]})
 
 
-# For each argument of a layer's constructor: another value than its default (a filter size's is 3 here).
+# For each argument of a layer's constructor: another value than its default (a size's is 3 here).
 OTHERS = {
     "filter_size": 4,
     "stride": 2,
@@ -137,6 +165,7 @@ OTHERS = {
     "divide_by_patch": True,
     "exponent": 0,
     "multiply_by_sqrt2": True,
+    "size": 4,
 }
 
 
@@ -147,8 +176,9 @@ def constructor_arguments(cls):
 
 @pytest.mark.parametrize(("cls", "argument"), [(cls, a) for cls in CASES for a in constructor_arguments(cls)])
 def test_each_hyperparameter_is_in_the_description(cls, argument):
-    given = {"filter_size": 3} if cls is Conv else {}
-    assert cls(**given).describe() != cls(**{**given, argument: OTHERS[argument]}).describe()
+    given = {Conv: {"filter_size": 3}, AvgPool: {"size": 3, "stride": 1}}.get(cls, {})
+    other = "SAME" if cls is AvgPool and argument == "padding" else OTHERS[argument]
+    assert cls(**given).describe() != cls(**{**given, argument: other}).describe()
 
 
 def loop_windows(x, size, stride, padding):
@@ -182,13 +212,13 @@ def loop_windows(x, size, stride, padding):
 def test_convolution_sums_over_the_patch(padding, stride, size, positions, rng):
     rank = len(positions)
     x = rng.normal(size=[*positions, 2, 3])
-    state = State(tf.constant(x), tf.constant(x[..., :1]), tf.constant(x[..., :1, :]), tf.float64)
+    state = plain_state(x, x[..., :1], x[..., :1, :])
     layer = Conv(size, stride, padding, var_weight=1.7, var_bias=0.4)
-    result = layer.propagate(state)
+    result = layer.propagate(state).nngp
     expected = 1.7 * loop_windows(x, (size,) * rank, (stride,) * rank, padding) + 0.4
     np.testing.assert_allclose(result.cross, expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(result.var1, expected[..., :1], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(result.var2, expected[..., :1, :], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.own1, expected[..., :1], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.own2, expected[..., :1, :], rtol=1e-12, atol=1e-12)
     assert layer.output_positions(positions) == expected.shape[:rank]
 
 
@@ -196,21 +226,21 @@ def test_convolution_sums_over_the_patch(padding, stride, size, positions, rng):
 @pytest.mark.parametrize(("size", "stride"), [((4, 2), (1, 1)), ((3, 5), (2, 3)), ((4, 4), (3, 2))])
 def test_convolution_pads_like_tensorflow(padding, size, stride, rng):
     x = rng.normal(size=[9, 11, 2, 1])
-    result = Conv(size, stride, padding).propagate(State(None, tf.constant(x), None, tf.float64)).var1
+    result = Conv(size, stride, padding).propagate(plain_state(None, x, None)).nngp.own1
     maps = tf.nn.conv2d(np.transpose(x, [2, 0, 1, 3]), np.ones([*size, 1, 1]), stride, padding)
     np.testing.assert_allclose(result, np.transpose(maps, [1, 2, 0, 3]), rtol=1e-12, atol=1e-12)
 
 
 def test_divide_by_patch(rng):
     state = state_of(rng, (6, 6), 2)
-    divided = Conv((3, 2), var_weight=1.2, var_bias=0.1, divide_by_patch=True).propagate(state).cross
-    np.testing.assert_allclose(divided, Conv((3, 2), var_weight=0.2, var_bias=0.1).propagate(state).cross, rtol=1e-12)
+    divided = cross_after(Conv((3, 2), var_weight=1.2, var_bias=0.1, divide_by_patch=True), state)
+    np.testing.assert_allclose(divided, cross_after(Conv((3, 2), var_weight=0.2, var_bias=0.1), state), rtol=1e-12)
 
 
 def test_dense_is_the_mean_over_positions(rng):
     state = state_of(rng, (6, 5), 3)
     np.testing.assert_allclose(
-        Dense(1.5, 0.2).propagate(state).cross, 1.5 * np.mean(state.cross, axis=(0, 1)) + 0.2, rtol=1e-13
+        cross_after(Dense(1.5, 0.2), state), 1.5 * np.mean(state.nngp.cross, axis=(0, 1)) + 0.2, rtol=1e-13
     )
 
 
@@ -218,11 +248,11 @@ def test_sum_adds_and_sequential_composes(rng):
     state = state_of(rng, (5,), 2)
     a, b = Conv(3, var_weight=0.7), ExReLU()
     np.testing.assert_allclose(
-        Sum(a, b, Sequential()).propagate(state).cross,
-        a.propagate(state).cross + b.propagate(state).cross + state.cross,
+        cross_after(Sum(a, b, Sequential()), state),
+        cross_after(a, state) + cross_after(b, state) + state.nngp.cross,
         rtol=1e-13,
     )
-    np.testing.assert_array_equal(Sequential(a, b).propagate(state).cross, b.propagate(a.propagate(state)).cross)
+    np.testing.assert_array_equal(cross_after(Sequential(a, b), state), cross_after(b, a.propagate(state)))
     assert Sequential().propagate(state) is state
 
 
@@ -246,6 +276,18 @@ def test_n_covariances_counts_every_layer():
     assert Dense().n_covariances((4, 4)) == 1
 
 
+def test_n_covariances_counts_the_displacements_of_a_pool():
+    trunk = Sequential(Conv(3), ExReLU())
+    # A window of 3 has 5 differences per axis, and a map of 6 no more than 11.
+    assert Sequential(trunk, AvgPool(3, 1, "SAME"), Dense()).n_covariances((6, 6)) == 5**2 * 72 + 1
+    assert Sequential(trunk, GlobalAvgPool(), Dense()).n_covariances((6, 6)) == 11**2 * 72 + 1
+    twice = Sequential(Conv(3), AvgPool(2), Conv(3), AvgPool(2), Dense())
+    assert twice.n_covariances((6, 6)) == min(3**4, 11**2) * 36 + 3**2 * 9 + 1
+    # Branches that need the same displacements share them.
+    residual = Sequential(Conv(3), Sum(Sequential(), trunk), Sum(Sequential(), AvgPool(2, 1, "SAME")), Dense())
+    assert residual.n_covariances((6, 6)) == (1 + 3**2) * (36 + 72) + 1
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -257,6 +299,11 @@ def test_n_covariances_counts_every_layer():
         (lambda: Sequential(3), "3 is a int; expected a layer"),
         (lambda: Sum(), r"Sum\(\) has no branch"),
         (lambda: Conv((3, 3)).output_positions((5,)), "filter_size is .* on a map with 1 spatial axes"),
+        (lambda: AvgPool((2, 2)).output_positions((5,)), "size is .* on a map with 1 spatial axes"),
+        (lambda: AvgPool(2, padding="FIXED"), "padding is 'FIXED'; expected VALID or SAME"),
+        (lambda: AvgPool(2).output_positions(()), "AvgPool has no spatial axes to pool over; expected a map with 1"),
+        (lambda: GlobalAvgPool().output_positions(()), "GlobalAvgPool has no spatial axes.*before the first Dense"),
+        (lambda: AvgPool(7).output_positions((6, 9)), "a window of 7 with padding VALID on 6 pixels"),
         (lambda: Conv(0).output_positions((5,)), "filter_size is 0 .*at least 1 per axis"),
         (lambda: Conv(3, 0).output_positions((5,)), "stride is 0 .*at least 1 per axis"),
         (lambda: Sum(Conv(3), Conv(3, 2)).output_positions((6,)), r"maps of different sizes: \(6,\), \(3,\)"),
@@ -269,7 +316,7 @@ def test_bad_arguments_are_refused_in_one_line(make, said):
 
 
 def test_a_map_below_one_pixel_is_its_own_error():
-    with pytest.raises(ShrunkMapError, match="a filter of 5 with padding VALID on 4 pixels") as caught:
+    with pytest.raises(ShrunkMapError, match="a window of 5 with padding VALID on 4 pixels") as caught:
         Conv(5, padding="VALID").output_positions((6, 4))
     assert caught.value.exit_status == 3
 

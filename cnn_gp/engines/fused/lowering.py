@@ -61,8 +61,11 @@ def lower(kernel: NNGPKernel) -> Program:
     """
     The program of a kernel.
 
-    :raises NotLowered: where a layer isn't one of those below, or the images have more than two spatial axes.
+    :raises NotLowered: where a layer isn't one of those below, or the images have more than two spatial axes, or for
+        the neural tangent kernel.
     """
+    if not isinstance(kernel, NNGPKernel):
+        raise NotLowered(f"The fused engine has no {type(kernel).__name__}: take --engine=tensorflow.")
     channels, *positions = kernel.input_shape
     if len(positions) > 2:
         raise NotLowered(f"The fused engine computes maps with up to 2 spatial axes, and these have {len(positions)}")
