@@ -151,6 +151,37 @@ class FiniteNetwork(tf.Module):
         rank = len(self.input_shape) - 1
         return self._forward(tf.transpose(images, [0, 1, *range(3, 3 + rank), 2]))
 
+    def ntk(self, X: tf.Tensor, X2: tf.Tensor | None = None) -> tf.Tensor:
+        r"""
+        The empirical neural tangent kernel of each network, a mean over its outputs.
+
+        The sum over weights and biases, written as their prior's deviation times :math:`\theta_i`, of
+        :math:`\partial f(x) / \partial \theta_i \; \partial f(x') / \partial \theta_i`. It converges to
+        :class:`~cnn_gp.kernels.ntk.NTKKernel` as the width grows.
+
+        :param X: N images, as for a call.
+        :param X2: M images; None for X itself.
+        :return: [draws, N, M], of the network's dtype.
+        """
+        rows = self._jacobians(X)
+        columns = rows if X2 is None else self._jacobians(X2)
+        terms = (
+            weight.variance * tf.einsum("nodw,modw->dnm", row, column)
+            for weight, row, column in zip(self.weights, rows, columns, strict=True)
+        )
+        return functools.reduce(tf.add, terms) / self.outputs
+
+    def _jacobians(self, X: tf.Tensor) -> list[tf.Tensor]:
+        """The derivatives of the outputs by each of the weights: [N, outputs, draws, size of the weight]."""
+        variables = [weight.variable for weight in self.weights]
+        # A loop over images, since vectorised gradients of a convolution in groups were wrong with TensorFlow 2.21.
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            # No network depends on another's weights: one backward pass serves all draws.
+            outputs = tf.reduce_sum(self(X), axis=0)
+        jacobians = tape.jacobian(outputs, variables, experimental_use_pfor=False, unconnected_gradients="zero")
+        return [tf.reshape(j, [*j.shape[:3], -1]) for j in jacobians]
+
     def l2_penalty(self) -> tf.Tensor:
         """The negative log prior of each network, up to a constant: the sum of w^2 / (2 variance), [draws]."""
         penalty = tf.zeros([self.draws], self._dtype)
