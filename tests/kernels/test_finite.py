@@ -153,14 +153,14 @@ def without_biases(description):
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
 def test_empirical_ntk_by_finite_differences(dtype):
-    network = Sequential(Conv(2, var_weight=1.3, var_bias=0.4), ExErf(), AvgPool(2, 1), Conv(2), ExErf(), Dense())
-    module = FiniteNetwork(network, 2, [1, 3, 3], draws=2, outputs=2, seed=3, dtype=dtype)
+    network = Sequential(Conv(2, var_weight=1.3, var_bias=0.4), ExErf(), AvgPool((1, 2), 1), Conv(2), ExErf(), Dense())
+    module = FiniteNetwork(network, 2, [1, 2, 3], draws=2, outputs=2, seed=3, dtype=dtype)
     rng = np.random.default_rng(0)
-    X, X2 = rng.normal(size=(2, 9)), rng.normal(size=(3, 9))
+    X, X2 = rng.normal(size=(2, 6)), rng.normal(size=(3, 6))
     ntk = module.ntk(X, X2)
     assert ntk.shape == (2, 2, 3) and ntk.dtype == dtype
     np.testing.assert_allclose(module.ntk(X), module.ntk(X, X), rtol=1e-5)
-    exact = FiniteNetwork(network, 2, [1, 3, 3], draws=2, outputs=2, seed=3, dtype=tf.float64)
+    exact = FiniteNetwork(network, 2, [1, 2, 3], draws=2, outputs=2, seed=3, dtype=tf.float64)
     for weight, other in zip(exact.weights, module.weights, strict=True):
         weight.variable.assign(tf.cast(other.variable, tf.float64))
     expected = np.zeros([2, 2, 3])

@@ -128,7 +128,7 @@ def test_boxes_cover_each_difference_once(sizes, most):
     assert set(itertools.product(*(range(1 - size, size) for size in sizes))) <= set(covered)
 
 
-@pytest.mark.parametrize("name", ["in the middle, even, SAME", "overlapping, with strides"])
+@pytest.mark.parametrize("name", ["in the middle, even, SAME", "one axis"])
 @pytest.mark.parametrize("cls", [NNGPKernel, NTKKernel])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_gram_matrix_is_symmetric_positive_has_the_diagonal_and_no_blocks(name, cls, dtype, rng):
@@ -167,16 +167,18 @@ def test_the_global_pool_does_not_see_where_the_image_is(cls, rng):
     X = np.array([placed(image, 5, 5), placed(image, 3, 7), placed(image, 7, 4)])
     K = kernel(X, placed(other, 5, 5)[None]).numpy().ravel()
     np.testing.assert_allclose(K[1:], K[0], rtol=1e-12)
-    np.testing.assert_allclose(kernel(X), np.full([3, 3], kernel(X)[0, 0]), rtol=1e-7)
+    own = kernel(X)
+    np.testing.assert_allclose(own, np.full([3, 3], own[0, 0]), rtol=1e-7)
     readout = cls(Sequential(*network.layers[:-2], Dense()), [1, 13, 13])
-    assert readout(X)[0, 1] < 0.99 * readout(X)[0, 0]
+    here, there = readout(X[:1], X[:2])[0]
+    assert there < 0.99 * here
 
 
 def test_compiled_and_with_unknown_numbers_of_images(monkeypatch, rng):
     """With a loop over differences, inside which is another pool."""
     monkeypatch.setattr(pooling, "HELD", 1)
     network = Sequential(conv(3), relu(), AvgPool(2), conv(2), relu(), AvgPool(2, 1), Dense())
-    kernel = NTKKernel(network, [2, 8])
+    kernel = NNGPKernel(network, [2, 8])
     X, X2 = rng.normal(size=(3, 16)), rng.normal(size=(2, 16))
     signature = [tf.TensorSpec([None, 16], tf.float64)] * 2
     graph = tf.function(lambda a, b: kernel(a, b), input_signature=signature, autograph=False)
