@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,7 @@ def matrix(X: np.ndarray, X2: np.ndarray, input_shape: Sequence[int], recursion:
     return np.array([[recursion(Pair.of(x, y)) for y in images2] for x in images])
 
 
-def pooled(description, x, y):
+def pooled(description: dict[str, Any], x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """
     The kernel and the neural tangent kernel of two images [C, *positions], from all covariances between positions.
 
@@ -165,7 +165,7 @@ def pooled(description, x, y):
     return K[0, 0, 0], T[0, 0, 0]
 
 
-def _pooled(layer, K, T, positions):
+def _pooled(layer: dict[str, Any], K: Any, T: Any, positions: Positions) -> tuple[Any, Any, Positions]:
     kind = layer["layer"]
     if kind == "Sequential":
         for child in layer["layers"]:
@@ -177,7 +177,8 @@ def _pooled(layer, K, T, positions):
     if kind == "ChannelMix":
         return K, T + K, positions
     if kind in ("ExReLU", "ExErf"):
-        return *_all_phi(layer, K, T), positions
+        K, T = _all_phi(layer, K, T)
+        return K, T, positions
     if kind == "Conv":
         offsets, left = _selections(positions, layer["filter_size"], layer["stride"], layer["padding"])
         scale = layer["var_weight"] / (len(offsets) if layer["divide_by_patch"] else 1)
@@ -188,14 +189,14 @@ def _pooled(layer, K, T, positions):
         return K + layer["var_bias"], K + layer["var_bias"] + T, ()
     if kind == "AvgPool":
         offsets, left = _selections(positions, layer["size"], layer["stride"], layer["padding"])
-        mean = sum(offsets) / len(offsets)
+        mean = np.sum(offsets, axis=0) / len(offsets)
     else:
         assert kind == "GlobalAvgPool"
         mean, left = np.full([1, math.prod(positions)], 1 / math.prod(positions)), ()
     return mean @ K @ mean.T, mean @ T @ mean.T, left
 
 
-def _selections(positions, size, stride, padding):
+def _selections(positions: Positions, size: Any, stride: Any, padding: str) -> tuple[list[np.ndarray], Positions]:
     """For each offset in a window the matrix [outputs, inputs] that selects the pixel there, 0 in the padding."""
     axes = []
     for axis, n in enumerate(positions):
@@ -208,7 +209,7 @@ def _selections(positions, size, stride, padding):
     return matrices, tuple(axis[0].shape[0] for axis in axes)
 
 
-def _all_phi(layer, K, T):
+def _all_phi(layer: dict[str, Any], K: np.ndarray, T: np.ndarray) -> Iterator[np.ndarray]:
     """A nonlinearity at all pairs of positions."""
     v1, v2 = np.diagonal(K[1])[:, None], np.diagonal(K[2])[None, :]
     variances = ((v1, v2), (v1, v1.T), (v2.T, v2))

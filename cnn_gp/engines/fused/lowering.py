@@ -65,7 +65,7 @@ def lower(kernel: NNGPKernel) -> Program:
         the neural tangent kernel.
     """
     if not isinstance(kernel, NNGPKernel):
-        raise NotLowered(f"The fused engine has no {type(kernel).__name__}: take --engine=tensorflow.")
+        raise NotLowered(f"The fused engine has no {type(kernel).__name__}")
     channels, *positions = kernel.input_shape
     if len(positions) > 2:
         raise NotLowered(f"The fused engine computes maps with up to 2 spatial axes, and these have {len(positions)}")
