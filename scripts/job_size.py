@@ -29,6 +29,7 @@ shared_flags.define_devices()
 def main() -> None:
     """Parse the flags, measure, print the table."""
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **shared_flags.sizes())
+    print(*data.in_words(), sep="\n", flush=True)
     tiling = Tiling(*data.sizes, FLAGS.n_max)
     gigabytes = tiling.n_bytes(4) / 1e9
     with cli.without_startup_messages():

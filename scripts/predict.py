@@ -7,11 +7,13 @@ The images are the array `x` (or `x_test`) of an .npz file, [N, H, W], [N, H, W,
 8-bit ones are divided by 255. Nothing is factorised again.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from cnn_gp import cli, shared_flags
+from cnn_gp.data.images import in_words, range_warning
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.files import write_file
 from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
@@ -35,6 +37,9 @@ def main() -> None:
     alpha = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name).read_arrays()["alpha"]
     training = run.images()["X"][: len(alpha)]
     X = read_images(Path(FLAGS.images), tuple(description.image_shape))
+    print(f"{FLAGS.images}: {in_words(X, description.image_shape)}.", flush=True)
+    if warning := range_warning("the images", X, training):
+        print(warning, file=sys.stderr)
     with cli.without_startup_messages():
         from cnn_gp.kernels.description import kernel_from_description
 

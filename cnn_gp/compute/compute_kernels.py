@@ -101,6 +101,8 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         N_vali=request.N_vali,
         N_test=request.N_test,
     )
+    for line in data.in_words():
+        say(line)
     with without_startup_messages():
         from ..engines.tensorflow import configure
 

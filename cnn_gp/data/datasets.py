@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import memory
+from ..errors import UserError
+from .images import flat_pixels, in_words, range_warning
 from .readers import (
-    DataError,
     Source,
     read_cifar,
     read_digits,
@@ -68,6 +70,12 @@ class Dataset:
         """(N_train, N_vali, N_test)."""
         return len(self.X), len(self.Xv), len(self.Xt)
 
+    def in_words(self) -> list[str]:
+        """Lines that say how the images were read, and what is suspicious about them."""
+        others = {"validation": self.Xv, "test": self.Xt}
+        warnings = [range_warning(f"{self.name}: the {name} images", X, self.X) for name, X in others.items()]
+        return [f"{self.name}: {in_words(self.X, self.image_shape)}.", *filter(None, warnings)]
+
     def data_hash(self) -> str:
         """
         SHA-256, in hex, of the image shape and of the dtype, shape and values of X, Y, Xv, Yv, Xt, Yt in turn.
@@ -83,7 +91,7 @@ class Dataset:
 
 
 def load(
-    dataset: str,
+    dataset: str | Path,
     *,
     data_dir: str | Path | None = None,
     N_train: int | None = None,
@@ -102,7 +110,8 @@ def load(
     - `synthetic`: seeded 28x28 images of ten classes. Sizes 1000, 500, 500, or any larger: the first images stay.
     - ``FILE.npz``: x_train and y_train in file order are the pool, x_test and y_test the test file. Images are
       [N, H, W], or [N, H, W, C] with the channels **last**, or [N, D] (no images: `image_shape` is (D,)); uint8, or
-      finite floats, which are cast to float32 unscaled. Labels are [N] or [N, 1] whole numbers from 0 to 65535.
+      finite floats, which are cast to float32 unscaled. Labels are [N] or [N, 1] whole numbers from 0 to 65535,
+      without large gaps.
       Sizes: N_vali a sixth of the pool, rounded down, N_train the rest of it, N_test all.
 
     Eight-bit pixels p become ``np.float32(p) * np.float32(1/255)``. Without a `data_dir`, `mnist`, `fashion_mnist`
@@ -113,10 +122,11 @@ def load(
     :param N_train: number of training images, by default as above; they must show at least two classes.
     :param N_vali: number of validation images, at least 1.
     :param N_test: number of test images, at least 1.
-    :raises DataError: the set is unknown, missing, damaged or not what its name says, or has too few images.
+    :raises UserError: the set is unknown, missing, damaged or not what its name says, or has too few images.
     """
     asked = (N_train, N_vali, N_test)
     _check_sizes(asked)
+    dataset = str(dataset)
     folder = None if data_dir is None else Path(data_dir)
     if dataset.endswith(".npz"):
         source = read_npz(Path(dataset))
@@ -125,10 +135,12 @@ def load(
         sizes = _fill(asked, (max(1, len(source.Y) - n_vali), n_vali, len(source.Yt)))
         return _split(Path(dataset).stem, source, sizes)
     if dataset not in DATASETS:
-        raise DataError(f"unknown data set {dataset!r}: expected {', '.join(DATASETS)} or a path ending in .npz")
+        raise UserError(f"unknown data set {dataset!r}: expected {', '.join(DATASETS)} or a path ending in .npz")
     sizes = _fill(asked, _DEFAULT_SIZES[dataset])
     if dataset == "synthetic":
         n_train, n_vali, n_test = sizes
+        # As 8-bit pixels, and scaled.
+        memory.check(sum(sizes) * 28 * 28 * 5, f"{sum(sizes):,} synthetic images", "ask for fewer")
         source = Source(*draw_blobs(0, n_train + n_vali), *draw_blobs(1, n_test), n_classes=10)
     elif dataset == "digits":
         source = read_digits()
@@ -142,7 +154,7 @@ def load(
 def _check_sizes(sizes: Sequence[int | None]) -> None:
     for key, n in zip(("N_train", "N_vali", "N_test"), sizes, strict=True):
         if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1):
-            raise DataError(f"{key} is {n}: give a whole number of at least 1")
+            raise UserError(f"{key} is {n}: give a whole number of at least 1")
 
 
 def _fill(asked: Sequence[int | None], default: _Sizes) -> _Sizes:
@@ -154,24 +166,19 @@ def _split(name: str, source: Source, sizes: _Sizes) -> Dataset:
     _check_sizes(sizes)
     n_train, n_vali, n_test = sizes
     if n_train + n_vali > len(source.X):
-        raise DataError(
+        raise UserError(
             f"{name} has {len(source.X)} images to train and validate on, but N_train + N_vali = {n_train} + "
             f"{n_vali} = {n_train + n_vali} were asked for: ask for fewer"
         )
     if n_test > len(source.Xt):
-        raise DataError(f"{name} has {len(source.Xt)} test images, but N_test = {n_test} were asked for: ask for fewer")
+        raise UserError(f"{name} has {len(source.Xt)} test images, but N_test = {n_test} were asked for: ask for fewer")
     train, vali, test = slice(n_train), slice(n_train, n_train + n_vali), slice(n_test)
     seen = np.unique(source.Y[train])
     if len(seen) < 2:
-        raise DataError(
+        raise UserError(
             f"{name}: the first {n_train} training images are all of class {seen[0]}, expected at least two classes: "
             "give a larger N_train"
         )
-    X, Xv, Xt = _pixels(source.X[train]), _pixels(source.X[vali]), _pixels(source.Xt[test])
+    X, Xv, Xt = flat_pixels(source.X[train]), flat_pixels(source.X[vali]), flat_pixels(source.Xt[test])
     Y, Yv, Yt = source.Y[train], source.Y[vali], source.Yt[test]
     return Dataset(name, X, Y, Xv, Yv, Xt, Yt, source.X.shape[1:], source.n_classes)
-
-
-def _pixels(images: _Array) -> NDArray[np.float32]:
-    pixels = images.reshape(len(images), -1).astype(np.float32)
-    return pixels * np.float32(1 / 255) if images.dtype == np.uint8 else pixels

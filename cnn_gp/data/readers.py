@@ -1,7 +1,7 @@
 """
 Labelled images as they lie in files: IDX, CIFAR's binary batches, ``.npz``, Keras's cache, scikit-learn's digits.
 
-Whatever is wrong with a file is said in one line, a :class:`DataError`.
+Whatever is wrong with a file is said in one line, a :class:`UserError`.
 """
 
 import gzip
@@ -10,7 +10,6 @@ import importlib
 import math
 import os
 import struct
-import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import npz
 from ..errors import UserError
+from .images import checked_images
 
 _DIGITS_POOL = 1400
 _MNIST_ROWS = (60000, 10000)
@@ -42,12 +43,10 @@ _CIFAR_FILES = [[f"data_batch_{i}.bin"] for i in range(1, 6)] + [["test_batch.bi
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 # Class numbers become columns of targets: an identifier taken for one would ask for a huge matrix.
 _MAX_LABEL = 65535
+# So many classes may be without images: each costs a column of zeros in everything.
+_MAX_GAPS = 1000
 
 _Array = NDArray[Any]
-
-
-class DataError(UserError):
-    """A data set cannot be found, read or split as asked."""
 
 
 class Source(NamedTuple):
@@ -64,19 +63,22 @@ def _source(name: str, X: _Array, Y: _Array, Xt: _Array, Yt: _Array) -> Source:
     Y, Yt = _labels(name, Y), _labels(name, Yt)
     for part, images, labels in (("training", X, Y), ("test", Xt, Yt)):
         if images.size == 0 or labels.size == 0:
-            raise DataError(f"{name} has no {part} images or labels (shapes {images.shape}, {labels.shape}): give some")
+            raise UserError(f"{name} has no {part} images or labels (shapes {images.shape}, {labels.shape}): give some")
         if len(images) != len(labels):
-            raise DataError(f"{name} has {len(images)} {part} images but {len(labels)} labels: give a label an image")
+            raise UserError(f"{name} has {len(images)} {part} images but {len(labels)} labels: give a label an image")
     if X.shape[1:] != Xt.shape[1:]:
-        raise DataError(
+        raise UserError(
             f"{name} has training images of shape {X.shape[1:]} but test images of {Xt.shape[1:]}: make them the same"
         )
-    return Source(X, Y, Xt, Yt, 1 + int(max(Y.max(), Yt.max())))
+    n_classes, used = 1 + int(max(Y.max(), Yt.max())), len(np.unique(np.concatenate([Y, Yt])))
+    if n_classes > max(_MAX_GAPS, 2 * used):
+        raise UserError(f"{name} has labels up to {n_classes - 1}, of which {used} occur: number these from 0 on")
+    return Source(X, Y, Xt, Yt, n_classes)
 
 
 def _labels(name: str, labels: _Array) -> NDArray[np.int64]:
     if labels.ndim == 0 or labels.shape[1:] not in ((), (1,)) or labels.dtype.kind not in "iuf":
-        raise DataError(
+        raise UserError(
             f"{name} has labels of type {labels.dtype} and shape {labels.shape}: give one class number an image, "
             "not one-hot rows or names"
         )
@@ -84,7 +86,7 @@ def _labels(name: str, labels: _Array) -> NDArray[np.int64]:
     # Written so that NaN is wrong too.
     wrong = labels[~((labels >= 0) & (labels <= _MAX_LABEL) & (labels == np.floor(labels)))]
     if wrong.size:
-        raise DataError(f"{name} has the label {wrong[0]}: give whole class numbers from 0 to {_MAX_LABEL}")
+        raise UserError(f"{name} has the label {wrong[0]}: give whole class numbers from 0 to {_MAX_LABEL}")
     return labels.astype(np.int64)
 
 
@@ -92,7 +94,7 @@ def _find(dataset: str, data_dir: Path, subdirs: Sequence[str], wanted: Sequence
     """One path for each wanted file, of the names that it may have, all from the first folder that has any."""
     names = ", ".join(alternatives[0] for alternatives in wanted)
     if not os.path.isdir(data_dir):
-        raise DataError(f"{dataset}: there is no directory {data_dir}: give as --data_dir one that holds {names}")
+        raise UserError(f"{dataset}: there is no directory {data_dir}: give as --data_dir one that holds {names}")
     folders = [data_dir / subdir for subdir in subdirs]
     for folder in folders:
         found = [[folder / n for n in alternatives if os.path.isfile(folder / n)] for alternatives in wanted]
@@ -101,8 +103,8 @@ def _find(dataset: str, data_dir: Path, subdirs: Sequence[str], wanted: Sequence
             return [paths[0] for paths in found]
         # Never completed from another folder, which may hold another set under the same names.
         if len(missing) < len(wanted):
-            raise DataError(f"{dataset}: {folder} lacks {', '.join(missing)}: add what is missing")
-    raise DataError(
+            raise UserError(f"{dataset}: {folder} lacks {', '.join(missing)}: add what is missing")
+    raise UserError(
         f"{dataset}: found none of the files {names}{' (or .gz)' * (len(wanted[0]) > 1)} in "
         f"{', '.join(map(str, folders))}: put them there or give another --data_dir"
     )
@@ -115,7 +117,7 @@ def _from_keras(dataset: str, wanted: Sequence[Sequence[str]]) -> tuple[_Array, 
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         names = ", ".join(alternatives[0] for alternatives in wanted)
-        raise DataError(
+        raise UserError(
             f"{dataset}: Keras could not load it ({reason}): download the files {names} and give their --data_dir"
         ) from error
     return np.asarray(X), np.asarray(Y), np.asarray(Xt), np.asarray(Yt)
@@ -127,15 +129,15 @@ def _read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except EOFError as error:
-        raise DataError(f"{path} is truncated, its gzip stream has no end: download it again") from error
+        raise UserError(f"{path} is truncated, its gzip stream has no end: download it again") from error
     except (OSError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): download it again or check its permissions") from error
+        raise UserError(f"{path} cannot be read ({error}): download it again or check its permissions") from error
 
 
 def _check_length(path: Path, data: bytes, expected: int, what: str) -> None:
     if len(data) != expected:
         state = "is truncated" if len(data) < expected else "has trailing bytes"
-        raise DataError(f"{path} {state}, {len(data)} bytes, expected {expected} ({what}): download it again")
+        raise UserError(f"{path} {state}, {len(data)} bytes, expected {expected} ({what}): download it again")
 
 
 def _read_idx(path: Path, n_axes: int) -> NDArray[np.uint8]:
@@ -146,7 +148,7 @@ def _read_idx(path: Path, n_axes: int) -> NDArray[np.uint8]:
     magic, *shape = struct.unpack(f">{1 + n_axes}I", data[:start])
     expected = 0x0800 + n_axes
     if magic != expected:
-        raise DataError(f"{path} has the magic number {magic}, expected {expected}: give the file that it is named for")
+        raise UserError(f"{path} has the magic number {magic}, expected {expected}: give the file that it is named for")
     _check_length(path, data, start + math.prod(shape), f"for shape {tuple(shape)}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
@@ -172,7 +174,7 @@ def read_mnist_like(dataset: str, data_dir: Path | None) -> Source:
     source = _source(dataset, X[:, None], Y, Xt[:, None], Yt)
     rows = (len(source.Y), len(source.Yt))
     if rows != _MNIST_ROWS:
-        raise DataError(
+        raise UserError(
             f"{dataset} has {rows} training and test images here, expected {_MNIST_ROWS}: download its files again, "
             "or save images of your own as a .npz file"
         )
@@ -188,11 +190,11 @@ def _check_mnist_labels(dataset: str, part: str, labels: NDArray[np.int64], mnis
     is_balanced = np.array_equal(np.bincount(labels, minlength=10), [len(labels) // 10] * 10)
     advice = "whose files have the same names: check the --data_dir"
     if dataset == "mnist" and not is_mnist:
-        raise DataError(f"mnist: the {part} labels are not MNIST's, but perhaps Fashion-MNIST's, {advice}")
+        raise UserError(f"mnist: the {part} labels are not MNIST's, but perhaps Fashion-MNIST's, {advice}")
     if dataset == "fashion_mnist" and is_mnist:
-        raise DataError(f"fashion_mnist: the {part} labels are MNIST's, {advice}")
+        raise UserError(f"fashion_mnist: the {part} labels are MNIST's, {advice}")
     if dataset == "fashion_mnist" and not is_balanced:
-        raise DataError(
+        raise UserError(
             f"fashion_mnist: the {part} labels are not Fashion-MNIST's, which has {len(labels) // 10} images of each "
             f"of its ten classes, but perhaps MNIST's, {advice}"
         )
@@ -211,7 +213,7 @@ def read_cifar(data_dir: Path | None) -> Source:
         X, Y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     source = _source("cifar10", X, Y, Xt, Yt)
     if source.n_classes > 10:
-        raise DataError(f"cifar10 has the label {source.n_classes - 1}, expected 0 to 9: download its files again")
+        raise UserError(f"cifar10 has the label {source.n_classes - 1}, expected 0 to 9: download its files again")
     return source
 
 
@@ -227,36 +229,28 @@ def _read_cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 def read_npz(path: Path) -> Source:
     """A file with x_train, y_train, x_test and y_test, as :func:`cnn_gp.data.datasets.load` describes it."""
     if not os.path.isfile(path):
-        raise DataError(f"there is no file {path}: give a .npz file that holds {', '.join(_NPZ_KEYS)}")
-    try:
-        # numpy.load takes other kinds of file too, whatever their name.
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("not a zip archive, or truncated")
-        # Pickled objects could run code of the file's author.
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _NPZ_KEYS if key not in file.files]
-            arrays = [np.asarray(file[key]) for key in _NPZ_KEYS if key not in missing]
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read ({reason}): write it with numpy.savez") from error
+        raise UserError(f"there is no file {path}: give a .npz file that holds {', '.join(_NPZ_KEYS)}")
+    arrays = npz.read_npz(path, "write it with numpy.savez", _NPZ_KEYS)
+    missing = [key for key in _NPZ_KEYS if key not in arrays]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}: give the arrays {', '.join(_NPZ_KEYS)}")
-    X, Y, Xt, Yt = arrays
+        raise UserError(f"{path} lacks {', '.join(missing)}: give the arrays {', '.join(_NPZ_KEYS)}")
+    X, Y, Xt, Yt = (arrays[key] for key in _NPZ_KEYS)
     return _source(str(path), _npz_images(path, "x_train", X), Y, _npz_images(path, "x_test", Xt), Yt)
 
 
 def _npz_images(path: Path, key: str, images: _Array) -> _Array:
     """Images [N, C, H, W] or [N, D], uint8 or finite float32."""
     if images.ndim not in (2, 3, 4):
-        raise DataError(f"{path}: {key} has shape {images.shape}: give [N, H, W], [N, H, W, C] or [N, D]")
-    if images.dtype != np.uint8:
-        if images.dtype.kind != "f":
-            raise DataError(f"{path}: {key} has type {images.dtype}: give uint8 (0..255) or floating pixels")
-        # Cast first: a finite float64 may be too large for a float32.
-        with np.errstate(over="ignore"):
-            images = images.astype(np.float32)
-        if not np.isfinite(images).all():
-            raise DataError(f"{path}: {key} has pixels that are no finite float32 numbers: mend or drop them")
+        raise UserError(f"{path}: {key} has shape {images.shape}: give [N, H, W], [N, H, W, C] or [N, D]")
+    images = checked_images(f"{path}: {key}", images)
     if images.ndim == 2:
         return images
-    return images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
+    if images.ndim == 3:
+        return images[:, None]
+    _, height, width, channels = images.shape
+    if height in (1, 3) and width > 4 and channels > 4:
+        raise UserError(
+            f"{path}: {key} has shape {images.shape}, with channels first as it seems: give [N, H, W, C], which is "
+            f"numpy.moveaxis(x, 1, -1); where these are {channels} channels of {height} x {width} pixels, swap H and W"
+        )
+    return np.moveaxis(images, -1, 1)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.images import checked_images, flat_pixels
 from ..engines.gram import gram
 from ..errors import UserError
 from ..npz import read_npz
@@ -23,25 +24,18 @@ def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     :return: [N, D], float32, flattened channel first.
     :raises UserError: where the file or its images can't be used.
     """
-    arrays = read_npz(path, "check --images")
+    arrays = read_npz(path, "save them as numpy.savez(FILE, x=images)", ("x", "x_test"))
     x = arrays.get("x", arrays.get("x_test"))
     D = int(np.prod(shape))
     last = (*shape[1:], shape[0])
     if x is None or not x.ndim or not len(x):
         raise UserError(f"{path} has no array 'x' with images; expected [N, {D}], or [N, {', '.join(map(str, last))}].")
-    if x.dtype.kind not in "uif":
-        raise UserError(f"{path} has images of type {x.dtype}; expected uint8 (0 to 255) or floating-point numbers.")
-    scale = np.float32(1 / 255) if x.dtype == np.uint8 else np.float32(1)
+    x = checked_images(f"{path}: x", x)
     if x.shape[1:] == last:
         x = np.moveaxis(x, -1, 1)
     elif x.shape[1:] not in ((D,), shape, shape[1:] if shape[0] == 1 else shape):
         raise UserError(f"{path} has images of shape {x.shape[1:]}; expected {shape} as in training, or flat [{D}].")
-    # A finite float64 may be too large for a float32.
-    with np.errstate(over="ignore"):
-        x = x.reshape(len(x), D).astype(np.float32) * scale
-    if not np.isfinite(x).all():
-        raise UserError(f"{path} has pixels that aren't finite numbers: expected numbers scaled as in training.")
-    return x
+    return flat_pixels(x)
 
 
 def posterior_means(kernel: "NNGPKernel", X: np.ndarray, training: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -50,8 +44,16 @@ def posterior_means(kernel: "NNGPKernel", X: np.ndarray, training: np.ndarray, a
 
     :param training: [N_train, D], the images of the solution ``alpha`` [N_train, n_classes]; their dtype is the
         precision in which the kernel is computed.
+    :raises UserError: where a mean isn't finite.
     """
-    return gram(kernel, X.astype(training.dtype), training).astype(np.float64) @ alpha
+    means = gram(kernel, X.astype(training.dtype), training).astype(np.float64) @ alpha
+    bad = np.flatnonzero(~np.isfinite(means).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"The posterior means of {len(bad)} images aren't finite, the first of them image {bad[0]}, whose values "
+            f"are from {X[bad[0]].min():.3g} to {X[bad[0]].max():.3g}: scale the images as in training."
+        )
+    return means
 
 
 def means_csv(means: np.ndarray) -> str:

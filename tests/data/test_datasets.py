@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cnn_gp.data import readers as readers
-from cnn_gp.data.datasets import DataError, load
+from cnn_gp.data.datasets import load
+from cnn_gp.errors import UserError
 from helpers.idx import idx
 
 MNIST_NAMES = (
@@ -53,7 +54,7 @@ def npz(path, **changes):
 
 
 def refused(said, *arguments, **sizes):
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         load(*arguments, **sizes)
     assert "\n" not in str(caught.value)
 
@@ -245,10 +246,16 @@ def test_a_users_floats_are_not_scaled(tmp_path):
         ({"y_train": np.array(["a", "b"] * 6)}, "not one-hot rows or names"),
         ({"y_train": np.full(12, 2)}, "are all of class 2, expected at least two classes"),
         ({"x_test": np.zeros((6, 4, 6), np.uint8)}, r"training images of shape .* but test images of \(1, 4, 6\)"),
-        ({"x_train": np.full((12, 4, 5), np.nan)}, "no finite float32 numbers"),
+        ({"x_train": np.full((12, 4, 5), np.nan)}, "pixels that aren't finite float32 numbers"),
         ({"x_train": np.zeros((12, 4, 5), np.int64)}, "has type int64: give uint8"),
         ({"x_train": np.zeros((0, 4, 5), np.uint8), "y_train": np.zeros(0, int)}, "has no training images"),
         ({"x_train": np.zeros(12, np.uint8)}, r"has shape \(12,\)"),
+        ({"x_train": np.zeros((12, 4, 5), complex)}, "has type complex128: give uint8"),
+        ({"x_train": np.zeros((12, 4, 5), "M8[s]")}, r"has type datetime64\[s\]: give uint8"),
+        ({"x_train": np.zeros((12, 4, 5), [("a", "f4")])}, "has type void32: give uint8"),
+        ({"x_train": np.full((12, 4, 5), None)}, "x_train.npy holds Python objects"),
+        ({"x_train": np.zeros((12, 3, 9, 8), np.uint8)}, r"shape \(12, 3, 9, 8\), with channels first as it seems"),
+        ({"y_train": np.arange(12) % 2 * 60000}, "labels up to 60000, of which 4 occur: number these from 0 on"),
     ],
 )
 def test_bad_files_of_a_user(tmp_path, changes, said):
@@ -260,10 +267,31 @@ def test_not_an_npz_file(tmp_path):
     path = tmp_path / "mine.npz"
     refused("there is no file", str(path))
     path.write_text("hello")
-    refused("not a zip archive", str(path))
+    refused("isn't a zip archive", str(path))
     npz(path)
     path.write_bytes(path.read_bytes()[:-40])
-    refused("cannot be read", str(path))
+    refused("can't be read", str(path))
+    with path.open("wb") as file:
+        np.save(file, np.zeros((12, 4, 5)))
+    refused("one array without a name", str(path))
+
+
+def test_how_a_users_file_was_read_is_said(tmp_path):
+    path = tmp_path / "mine.npz"
+    x = np.linspace(0, 1, 12 * 60).reshape(12, 4, 5, 3)
+    npz(path, x_train=x, x_test=x[:6])
+    # By Path, too.
+    assert load(path).in_words() == ["mine: images of 4 x 5 pixels, 3 channels, values from 0 to 0.833."]
+    npz(path, x_train=x[..., 0], x_test=x[:6, ..., 0] * 255)
+    said = load(path).in_words()
+    assert said[0] == "mine: images of 4 x 5 pixels, 1 channel, values from 0 to 0.83."
+    assert said[1].startswith("warning: mine: the test images have values from 0 to 127, the training images from 0 to")
+    npz(path, x_train=x.reshape(12, 60), x_test=x[:6].reshape(6, 60))
+    assert load(path).in_words()[0].startswith("mine: flat images of 60 numbers, values from 0 to 0.833; no layer conv")
+
+
+def test_more_synthetic_images_than_fit_into_memory():
+    refused("1,000,001,000 synthetic images needs .* GB of memory", "synthetic", N_train=10**9)
 
 
 @pytest.mark.parametrize(

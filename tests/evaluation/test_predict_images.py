@@ -35,8 +35,13 @@ def test_every_layout_gives_the_same_flat_images(tmp_path):
         ({"x": IMAGES[:0]}, "no array 'x' with images"),
         ({"x": np.array(3.0)}, "no array 'x' with images"),
         ({"x": IMAGES[:, :2]}, r"images of shape \(2, 5, 6\); expected \(3, 5, 6\)"),
-        ({"x": np.full((2, 90), "a")}, "images of type <U1"),
+        ({"x": np.full((2, 90), "a")}, "x has type str32"),
         ({"x": np.full((2, 90), 1e300)}, "pixels that aren't finite"),
+        ({"x": np.full((2, 90), np.nan)}, "pixels that aren't finite"),
+        ({"x": np.zeros((2, 90), np.int64)}, "x has type int64: give uint8"),
+        ({"x": np.zeros((2, 90), complex)}, "x has type complex128"),
+        ({"x": np.zeros((2, 90), "M8[s]")}, r"x has type datetime64"),
+        ({"x": np.zeros((2, 90), bool)}, r"x has type bool"),
     ],
 )
 def test_what_cant_be_used_is_refused(tmp_path, arrays, said):
@@ -50,6 +55,14 @@ def test_the_means_are_the_kernels_times_the_solution():
     training, X, alpha = rng.random((5, 36)), rng.random((3, 36), np.float32), rng.normal(size=(5, 2))
     expected = kernel(X.astype(np.float64), training).numpy() @ alpha
     np.testing.assert_allclose(posterior_means(kernel, X, training, alpha), expected, rtol=1e-10)
+
+
+def test_means_that_overflow_are_refused():
+    kernel = build_kernel("convnet_gp", [1, 6, 6])
+    X = np.ones((3, 36), np.float32)
+    X[1] = 3e30
+    with pytest.raises(UserError, match="means of 1 images aren't finite, the first of them image 1, whose values are"):
+        posterior_means(kernel, X, np.ones((2, 36), np.float32), np.ones((2, 2)))
 
 
 def test_the_lines_of_the_file():

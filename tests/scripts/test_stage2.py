@@ -139,7 +139,8 @@ def test_new_images_are_predicted_without_the_factor(workdir, tmp_path):
         np.savez(tmp_path / f"{name}.npz", x=x)
         out = tmp_path / f"{name}.csv"
         process = script("predict", f"--path={workdir}", *RUN, f"--images={tmp_path}/{name}.npz", f"--out={out}")
-        assert process.returncode == 0, process.stderr
+        assert process.returncode == 0 and not process.stderr, process.stderr
+        assert f"{name}.npz: images of 8 x 8 pixels, 1 channel, values from 0 to 1." in process.stdout
         with open(out) as file:
             lines = list(csv.DictReader(file))
         means = np.array([[float(line[f"mean_{c}"]) for c in range(10)] for line in lines])
@@ -153,6 +154,14 @@ def test_new_images_are_predicted_without_the_factor(workdir, tmp_path):
     refused(
         script("predict", f"--path={workdir}", *RUN, f"--images={tmp_path}/wrong.npz", f"--out={tmp_path}/w.csv"),
         "images of shape (7,)",
+    )
+    np.savez(tmp_path / "unscaled.npz", x=16 * data.Xt)
+    process = script(
+        "predict", f"--path={workdir}", *RUN, f"--images={tmp_path}/unscaled.npz", f"--out={tmp_path}/u.csv"
+    )
+    assert process.returncode == 0 and process.stderr == (
+        "warning: the images have values from 0 to 16, the training images from 0 to 1: check that they are scaled "
+        "alike.\n"
     )
 
 

@@ -1,0 +1,60 @@
+"""Images as arrays: which are taken, how their pixels are scaled, and what a user should be told of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import UserError
+
+#: The largest pixel of images may be so many times the training images', or a tenth, before it is remarked on.
+_FAR = 4
+
+
+def checked_images(name: str, x: np.ndarray) -> np.ndarray:
+    """
+    The images if they are uint8, or as float32 if they are floating-point and finite.
+
+    :param name: of the array, for messages.
+    :raises UserError: where they are something else.
+    """
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind != "f":
+        raise UserError(f"{name} has type {x.dtype.name}: give uint8 (0 to 255) or floating-point pixels.")
+    # Cast first: a finite float64 may be too large for a float32.
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise UserError(f"{name} has pixels that aren't finite float32 numbers: correct or remove these images.")
+    return x
+
+
+def flat_pixels(x: np.ndarray) -> np.ndarray:
+    """Images [N, ...], as :func:`checked_images` returns them, as float32 [N, D]; 8-bit pixels become 0 to 1."""
+    pixels = x.reshape(len(x), -1).astype(np.float32)
+    return pixels * np.float32(1 / 255) if x.dtype == np.uint8 else pixels
+
+
+def in_words(X: np.ndarray, shape: Sequence[int]) -> str:
+    """
+    How images were read: their size, and the range of their pixels.
+
+    :param X: [N, D].
+    :param shape: (C, H, W), or (D,) for inputs that aren't images.
+    """
+    values = f"values from {X.min():.3g} to {X.max():.3g}"
+    channels, *positions = shape
+    if not positions:
+        return f"flat images of {channels} numbers, {values}; no layer convolves over them, as over [N, H, W]"
+    return f"images of {' x '.join(map(str, positions))} pixels, {channels} channel{'s' * (channels > 1)}, {values}"
+
+
+def range_warning(name: str, X: np.ndarray, training: np.ndarray) -> str | None:
+    """One line where the pixels of images X [N, D] have another order of magnitude than the training images'."""
+    largest, usual = (float(np.abs(x).max()) for x in (X, training))
+    if usual / 10 <= largest <= _FAR * usual:
+        return None
+    return (
+        f"warning: {name} have values from {X.min():.3g} to {X.max():.3g}, the training images from "
+        f"{training.min():.3g} to {training.max():.3g}: check that they are scaled alike."
+    )
