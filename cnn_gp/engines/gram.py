@@ -1,15 +1,17 @@
 """The Gram matrix in memory, for a few thousand images."""
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UserError
-from .choice import make_engine
+from .choice import choose_engine, make_engine
 from .engine import Engine
 
 if TYPE_CHECKING:
     from ..kernels.nngp import NNGPKernel
+    from .tensorflow import TensorFlowEngine
 
 
 def gram(
@@ -19,14 +21,15 @@ def gram(
     The kernel between images, computed batch by batch, compiled and on all cores.
 
     :param kernel: an :class:`~cnn_gp.kernels.nngp.NNGPKernel`.
-    :param X: [N, D] images, flattened channel first, float32 or float64, which decides the precision.
+    :param X: [N, D] images, flattened channel first, float32 or float64, which decides the precision. Of a kernel with
+        ``active_dims`` the image is in these columns.
     :param X2: [M, D], or None for the symmetric K(X).
     :param engine: "auto", "tensorflow" or "fused" (float32 on the CPU); or one that
         :func:`cnn_gp.engines.choice.make_engine` made for this kernel, which for several matrices saves
-        compiling the kernel for each.
+        lowering the kernel for each.
     :param n_max: images on a side of the batch that a GPU computes at a time.
     :return: [N, M], or [N, N], of X's dtype. The diagonal of K(X) is ``K_diag(X)``.
-    :raises UserError: images of another size or dtype.
+    :raises UserError: images of another size or dtype; an engine of another kernel, or from before a parameter changed.
 
     >>> import numpy as np
     >>> from cnn_gp import build_kernel, gram
@@ -34,22 +37,60 @@ def gram(
     >>> gram(kernel, np.random.default_rng(0).random((3, 64))).shape
     (3, 3)
     """
-    import tensorflow as tf
-
     X = _checked(kernel, X)
     X2 = None if X2 is None else _checked(kernel, X2).astype(X.dtype, copy=False)
     if n_max < 1:
         raise UserError(f"n_max is {n_max}; expected a whole number of at least 1.")
     if isinstance(engine, str):
-        n_gpus = len(tf.config.get_visible_devices("GPU"))
-        batch_size = n_max if n_gpus else None
-        engine = make_engine(engine, kernel, n_gpus=n_gpus, batch_size=batch_size, float_type=X.dtype.name)
+        engine = _engine(engine, kernel, n_max, X.dtype.name)
+    elif not _computes(engine, kernel):
+        raise UserError(
+            "The engine was made for another kernel, or before a parameter of this one changed: make one with "
+            "make_engine(name, kernel)."
+        )
     return engine.matrix(X, X2)
 
 
 def _checked(kernel: "NNGPKernel", X: Any) -> np.ndarray:
+    """The columns of X that are images."""
     X = np.asarray(X)
     if X.ndim != 2 or not len(X):
         raise UserError(f"The images have shape {X.shape}; expected [N, {kernel.input_size}] with at least one image.")
+    dims = kernel.active_dims
+    try:
+        X = X[:, dims if isinstance(dims, slice) else np.asarray(dims)]
+    except IndexError as error:
+        raise UserError(f"The images have {X.shape[1]} columns; the kernel's active_dims are {dims}.") from error
     kernel.check_inputs(X)
     return X
+
+
+#: The engines of the last calls that TensorFlow compiled: its compiled programs stay in memory for good.
+_COMPILED: "deque[tuple[tuple[int, int | None], TensorFlowEngine]]" = deque(maxlen=4)
+
+
+def _engine(name: str, kernel: "NNGPKernel", n_max: int, float_type: str) -> Engine:
+    import tensorflow as tf
+
+    n_gpus = len(tf.config.get_visible_devices("GPU"))
+    batch_size = n_max if n_gpus else None
+    if choose_engine(name, kernel, n_gpus=n_gpus, float_type=float_type).name != "tensorflow":
+        return make_engine(name, kernel, n_gpus=n_gpus, float_type=float_type)
+    for options, compiled in _COMPILED:
+        if options == (n_gpus, batch_size) and compiled.kernel is kernel:
+            return compiled
+    from .tensorflow import TensorFlowEngine
+
+    engine = TensorFlowEngine(kernel, n_gpus=n_gpus, batch_size=batch_size)
+    _COMPILED.append(((n_gpus, batch_size), engine))
+    return engine
+
+
+def _computes(engine: Engine, kernel: "NNGPKernel") -> bool:
+    """Whether an engine that make_engine made computes this kernel as it is now."""
+    from .fused.engine import FusedEngine
+    from .tensorflow import TensorFlowEngine
+
+    if isinstance(engine, TensorFlowEngine):
+        return engine.kernel.describe() == kernel.describe()
+    return not isinstance(engine, FusedEngine) or engine.program == choose_engine("fused", kernel).program

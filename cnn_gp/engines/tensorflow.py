@@ -12,8 +12,9 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import gpflow
 import numpy as np
 import tensorflow as tf
 
@@ -21,6 +22,7 @@ from ..errors import UserError
 from .threads import each, n_cores
 
 if TYPE_CHECKING:
+    from ..kernels.layer import Layer
     from ..kernels.nngp import NNGPKernel
     from .engine import Progress
 
@@ -70,7 +72,8 @@ def configure(n_gpus: int, use: bool = True) -> None:
 
 class TensorFlowEngine:
     """
-    Computes matrices of a kernel with TensorFlow and XLA.
+    Computes matrices of a kernel with TensorFlow and XLA, as the kernel is when they are asked for: another value of a
+    parameter costs nothing, another network (an attribute of a layer, say) is compiled anew.
 
     :param kernel: the kernel; the dtype of the images decides the precision.
     :param n_gpus: 0 for the CPU.
@@ -83,19 +86,32 @@ class TensorFlowEngine:
         # TF32 would silently round float32 products to 10 bits on recent GPUs.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         devices = [f"/GPU:{i}" for i in range(n_gpus)] or ["/CPU:0"] * n_cores()
-        self._kernel = kernel
+        self.kernel = kernel
         self._batch_size = batch_size or default_batch_size(n_gpus)
         self._free_devices: queue.SimpleQueue[str] = queue.SimpleQueue()
         for device in devices:
             self._free_devices.put(device)
         self._pool = ThreadPoolExecutor(len(devices), thread_name_prefix="batch")
         self._compiling = threading.Lock()
+        self._trace()
+
+    def _trace(self) -> None:
+        """The programs, which read the kernel's variables and have all else of it in them."""
         self._compiled: set[tuple] = set()
-        self._cross = tf.function(lambda X, X2: kernel.K(X, X2), jit_compile=True, autograph=False)
-        self._diag = tf.function(lambda X: kernel.K_diag(X), jit_compile=True, autograph=False)
+        self._traced = _structure(self.kernel.network), self.kernel.variables
+        self._cross = tf.function(lambda X, X2: self.kernel.K(X, X2), jit_compile=True, autograph=False)
+        self._diag = tf.function(lambda X: self.kernel.K_diag(X), jit_compile=True, autograph=False)
+
+    def _trace_if_changed(self) -> None:
+        structure, variables = self._traced
+        there = self.kernel.variables
+        same = len(there) == len(variables) and all(a is b for a, b in zip(there, variables, strict=True))
+        if not same or structure != _structure(self.kernel.network):
+            self._trace()
 
     def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: "Progress | None" = None) -> np.ndarray:
         """K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit."""
+        self._trace_if_changed()
         symmetric = X2 is None
         X2 = X if X2 is None else X2
         result = np.empty((len(X), len(X2)), X.dtype)
@@ -119,6 +135,7 @@ class TensorFlowEngine:
 
     def diag(self, X: np.ndarray) -> np.ndarray:
         """The kernel's diagonal K(x, x) at the images, [N]."""
+        self._trace_if_changed()
         result = np.empty(len(X), X.dtype)
 
         def compute(corner: tuple[int, int]) -> None:
@@ -131,7 +148,7 @@ class TensorFlowEngine:
 
     def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
         """For an error message: the layer in which the kernel of two images [D] first isn't finite."""
-        return self._kernel.first_non_finite(x[None], x2[None]) or "the compiled program only"
+        return self.kernel.first_non_finite(x[None], x2[None]) or "the compiled program only"
 
     def _corners(self, n: int, m: int, symmetric: bool) -> Iterator[tuple[int, int]]:
         for i in range(0, n, self._batch_size):
@@ -160,3 +177,13 @@ class TensorFlowEngine:
             yield device
         finally:
             self._free_devices.put(device)
+
+
+def _structure(layer: "Layer") -> list[Any]:
+    """The description of a layer without its parameters."""
+    values = {
+        key: value
+        for key, value in layer.describe().items()
+        if not isinstance(getattr(layer, key, None), gpflow.Parameter) and key not in ("layers", "branches")
+    }
+    return [values, [_structure(child) for child in layer.children]]

@@ -1,5 +1,6 @@
 """The tensorflow engine: the kernel's own numbers, whatever the batches, and errors that don't hang."""
 
+import gpflow
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -110,6 +111,65 @@ def test_gram(rng):
     engine = make_engine("auto", kernel, float_type="float64")
     np.testing.assert_array_equal(gram(kernel, X, engine=engine), engine.matrix(X))
     assert cnn_gp.gram is gram
+
+
+@pytest.mark.parametrize("active_dims", [slice(2, 66), [*range(10, 42), *range(32)], slice(64)])
+def test_gram_takes_the_columns_that_are_the_image(active_dims, rng):
+    kernel = NNGPKernel(KERNELS["relu"].network, [1, 8, 8], active_dims=active_dims)
+    X = rng.random((3, 70))
+    for dtype, rtol in ((np.float32, 1e-4), (np.float64, 1e-10)):
+        np.testing.assert_allclose(gram(kernel, X.astype(dtype)), kernel(X), rtol=rtol)
+    with pytest.raises(UserError, match=r"The images have 3[13] columns"):
+        gram(kernel, X[:, :33])
+
+
+@pytest.mark.parametrize("name", ["fused", "tensorflow"])
+def test_gram_refuses_an_engine_that_computes_something_else(name, rng):
+    kernel, other = (NNGPKernel(Sequential(Conv(3, var_bias=b), Dense()), [1, 4, 4]) for b in (0.1, 0.2))
+    X = rng.random((3, 16)).astype(np.float32)
+    with pytest.raises(UserError, match="made for another kernel, or before a parameter of this one changed"):
+        gram(kernel, X, engine=make_engine(name, other))
+    engine = make_engine(name, kernel)
+    np.testing.assert_array_equal(gram(kernel, X, engine=engine), engine.matrix(X))
+    kernel.network.layers[0].var_bias.assign(0.3)
+    if name == "fused":
+        with pytest.raises(UserError, match="or before a parameter of this one changed"):
+            gram(kernel, X, engine=engine)
+    else:
+        np.testing.assert_allclose(gram(kernel, X, engine=engine), kernel(X), rtol=1e-5)
+
+
+def test_gram_compiles_a_kernel_once(rng, monkeypatch):
+    traced = []
+    propagate = Conv.propagate
+    monkeypatch.setattr(Conv, "propagate", lambda layer, state: (traced.append(layer), propagate(layer, state))[1])
+    kernel = NNGPKernel(Sequential(Conv(3, var_bias=0.1), ExReLU(), Dense()), [1, 4, 4])
+    layer = kernel.network.layers[0]
+    expected = []
+    for n in (2, 20, 5):
+        X = rng.random((n, 16))
+        layer.var_bias.assign(0.1 * n)
+        expected.append((X, layer.var_bias.numpy(), gram(kernel, X)))
+    # The matrix and its diagonal.
+    assert len(traced) == 2
+    for X, bias, found in expected:
+        layer.var_bias.assign(bias)
+        np.testing.assert_allclose(found, kernel(X), rtol=1e-10)
+
+
+def test_another_network_is_compiled_anew(rng):
+    kernel = NNGPKernel(Sequential(Conv(3), ExReLU(), Dense()), [1, 4, 4])
+    X = rng.random((3, 16))
+    engine = make_engine("tensorflow", kernel)
+    for change in (
+        lambda: None,
+        lambda: setattr(kernel.network.layers[1], "multiply_by_sqrt2", True),
+        lambda: setattr(kernel.network.layers[0], "var_weight", gpflow.Parameter(3.0)),
+        lambda: kernel.network.layers[0].var_weight.assign(2.0),
+    ):
+        change()
+        np.testing.assert_allclose(engine.matrix(X), kernel(X), rtol=1e-10)
+        np.testing.assert_allclose(gram(kernel, X), kernel(X), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ class FusedEngine:
         self._code = compiled.code
         self._memory = _Memory(compiled.positions, program.n_deviations)
 
+    @property
+    def program(self) -> Program:
+        """What it computes."""
+        return self._program
+
     def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: "Progress | None" = None) -> np.ndarray:
         """K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit."""
         X = self._checked(X)
