@@ -12,7 +12,7 @@ from ..data import datasets
 from ..data.datasets import Dataset
 from ..engines.choice import Choice, choose_engine, engine_on_device
 from ..errors import UserError
-from ..kernels.architectures import build_kernel, run_name
+from ..kernels.architectures import MODELS, build_kernel, run_name
 from ..store.description import Description
 from ..store.run_directory import RunDirectory
 from ..store.tiling import DEFAULT_N_MAX
@@ -23,8 +23,19 @@ from .worker import Job
 
 Say = Callable[[str], None]
 
-#: Arguments of a kernel that override a model's own, so that its name doesn't say what it is.
-_OVERRIDES = ("var_weight", "var_bias", "multiply_by_sqrt2")
+#: The values of the kernel's arguments that a model's name stands for.
+_DEFAULTS = {
+    "allow_skip": None,
+    "skip_rule": "published",
+    "depth": 32,
+    "n_blocks": 3,
+    "var_weight": None,
+    "var_bias": None,
+    "multiply_by_sqrt2": None,
+}
+
+#: The only model that has an argument.
+_ONLY = {"allow_skip": "random", "skip_rule": "random", "depth": "resnet_gp", "n_blocks": "resnet_gp"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Request:
     """Read every byte of the parts that are there."""
 
     def __post_init__(self) -> None:
-        """:raises UserError: where a value can't be, or a kernel's own variances need a run's own name."""
+        """:raises UserError: where a value can't be, or a kernel that isn't the model's own needs a run's own name."""
         for name, least in (("n_max", 1), ("n_gpus", 0), ("batch_size", 1), ("n_threads", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -72,9 +83,14 @@ class Request:
         i, n = self.shard
         if not 1 <= i <= n:
             raise UserError(f"--shard is {i}/{n}; expected i/n with i from 1 to n: --shard=1/4 to --shard=4/4.")
-        given = [f"--{name}" for name in _OVERRIDES if self.kernel_arguments.get(name) is not None]
-        if given and self.run_name is None:
-            raise UserError(f"{' and '.join(given)} make another kernel than {self.model}'s: give it a --run_name.")
+        given = [name for name, value in self.kernel_arguments.items() if value != _DEFAULTS[name]]
+        for name in given:
+            if _ONLY.get(name, self.model) != self.model:
+                raise UserError(f"--{name} is given for {self.model}; it is of --model={_ONLY[name]}: leave it out.")
+        if given and self.run_name in (None, run_name(self.model, self.seed), *MODELS):
+            named = " and ".join(f"--{name}" for name in given)
+            makes = "makes" if len(given) == 1 else "make"
+            raise UserError(f"{named} {makes} another kernel than {self.model}'s: give it a --run_name of its own.")
 
     def run_directory(self) -> RunDirectory:
         """Where the run lies."""

@@ -41,7 +41,8 @@ def percent(error: float) -> str:
 
 
 def _paper(result: Result) -> tuple[float, float] | None:
-    return PAPER_ERRORS.get(result.model) if result.dataset == "mnist" else None
+    # A run of another name may be of another depth or variance.
+    return PAPER_ERRORS.get(result.run) if result.dataset == "mnist" and result.run == result.model else None
 
 
 def _paper_cells(result: Result) -> list[str]:

@@ -15,7 +15,7 @@ SIZES = {"N_train": 60, "N_vali": 20, "N_test": 30, "n_max": 25}
 
 
 def request(path, **changes):
-    return Request(path=path, model="convnet_gp", **{**SIZES, **changes})
+    return Request(path=path, **{"model": "convnet_gp", **SIZES, **changes})
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,14 @@ def request(path, **changes):
         ({"shard": (3, 2)}, "--shard is 3/2; expected i/n"),
         (
             {"kernel_arguments": {"var_bias": 1.0}},
-            "--var_bias make another kernel than convnet_gp's: give it a --run_n",
+            "--var_bias makes another kernel than convnet_gp's: give it a --run_name of its own",
         ),
+        (
+            {"model": "resnet_gp", "kernel_arguments": {"depth": 8, "n_blocks": 1}, "run_name": "resnet_gp"},
+            "--depth and --n_blocks make another kernel than resnet_gp's: give it a --run_name of its own",
+        ),
+        ({"kernel_arguments": {"depth": 8}}, "--depth is given for convnet_gp; it is of --model=resnet_gp: leave it"),
+        ({"model": "random", "kernel_arguments": {"skip_rule": "released"}}, "--skip_rule makes another kernel"),
     ],
 )
 def test_what_a_request_cannot_be(tmp_path, changes, said):
