@@ -21,6 +21,9 @@ from . import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: The page's first line: a file without it is someone's own.
+MARKER = "<!-- Written by scripts/report.py, which writes it anew. -->"
+
 #: Networks of the random search that get figures of their own.
 _BEST = 3
 
@@ -61,15 +64,30 @@ def write_report(workdir: Path, folder: Path, results: list[Result]) -> Path:
     :param folder: where the results lie.
     :param results: :func:`cnn_gp.evaluation.results.read_all`'s.
     :return: the page's path.
-    :raises UserError: where nothing can be written, or a run's predictions can't be read.
+    :raises UserError: where nothing can be written, a page that isn't :func:`write_report`'s is there, or a run's
+        predictions can't be read.
     """
+    page = folder / "report.md"
+    _check_ours(page)
     report = _Report(workdir, folder, results)
-    paragraphs = ["# Results", errors_as_markdown(results)]
+    paragraphs = [MARKER, "# Results", errors_as_markdown(results)]
     for section in _SECTIONS:
         paragraphs += section(report)
-    page = folder / "report.md"
     write_file(page, "\n\n".join(paragraphs) + "\n")
     return page
+
+
+def _check_ours(page: Path) -> None:
+    """:raises UserError: where another page lies there."""
+    try:
+        with page.open("rb") as file:
+            if file.readline().rstrip() == MARKER.encode():
+                return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{page} can't be read ({error.strerror}): move it away.") from error
+    raise UserError(f"{page} wasn't written by report.py, or its first line was changed: move it away.")
 
 
 def _learning_curves(report: _Report) -> list[str]:

@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from cnn_gp.errors import UserError
 from cnn_gp.evaluation.metrics import Scores
 from cnn_gp.evaluation.results import ResultFiles, SetScores, read_all
 from cnn_gp.report import figures
@@ -63,6 +65,20 @@ def test_nothing_is_said_of_what_isnt_there(tmp_path):
     page = write_report(tmp_path, tmp_path, [result])
     assert headings(page) == ["Results"] and not (tmp_path / "figures").exists()
     assert page.read_text().endswith("The paper's errors are for 50,000 training images.\n")
+
+
+def test_only_a_page_of_its_own_is_written_over(tmp_path):
+    result = replace(stored(), model="convnet_gp", learning_curve=None, extras=())
+    page = write_report(tmp_path, tmp_path, [result])
+    assert write_report(tmp_path, tmp_path, [result]) == page
+    page.write_text("# Results\n\nMy notes.\n")
+    with pytest.raises(UserError, match=r"report\.md wasn't written by report\.py, or its first line was changed"):
+        write_report(tmp_path, tmp_path, [result])
+    assert page.read_text().endswith("My notes.\n")
+    page.unlink()
+    page.symlink_to(tmp_path)
+    with pytest.raises(UserError, match="can't be read"):
+        write_report(tmp_path, tmp_path, [result])
 
 
 def test_the_confusion_matrix_counts_each_class():
