@@ -28,6 +28,9 @@ from cnn_gp.store.stored_matrix import StoredGram
 #: Relative residual of the solve above which its result isn't trusted without a word.
 RESIDUAL_WARNING = 1e-6
 
+#: Largest jitter and noise: of a larger one nothing of the kernel is left in the system.
+LARGEST = 1e6
+
 FLAGS = flags.FLAGS
 shared_flags.define_run()
 flags.DEFINE_integer("N_train", None, "Train on the first so many images; those cut off come first in validation.")
@@ -63,7 +66,8 @@ def main() -> None:
         print(f"{files.json_path} is there already.")
         result = there
     print(errors_as_text([result]))
-    if result.relative_residual > RESIDUAL_WARNING:
+    # Written so that NaN is too large.
+    if not result.relative_residual <= RESIDUAL_WARNING:
         print(
             f"warning: the solve's relative residual is {result.relative_residual:.1e}; expected less than "
             f"{RESIDUAL_WARNING:g}: give a larger --jitter.",
@@ -92,8 +96,8 @@ def _request(description: Description) -> Request:
     """What the flags ask of the run, checked."""
     N_train = _size("N_train", FLAGS.N_train, description.N_train, description.N_train)
     available = description.N_vali + description.N_train - N_train
-    if not 0 <= FLAGS.jitter < float("inf"):
-        raise UserError(f"--jitter is {FLAGS.jitter}; expected a finite number of at least 0, such as 1e-6.")
+    if not 0 <= FLAGS.jitter <= LARGEST:
+        raise UserError(f"--jitter is {FLAGS.jitter}; expected 0 to {LARGEST:g}, such as 1e-6.")
     return Request(
         N_train,
         _size("N_vali", FLAGS.N_vali, description.N_vali, available),
@@ -112,8 +116,8 @@ def _noises(texts: list[str]) -> tuple[float, ...]:
         noises = tuple(float(text) for text in texts)
     except ValueError:
         noises = (-1.0,)
-    if not noises or not all(0 <= noise < float("inf") for noise in noises):
-        raise UserError(f"--noise is {','.join(texts)}; expected numbers of at least 0, such as 0,1e-3,1e-2.")
+    if not noises or not all(0 <= noise <= LARGEST for noise in noises):
+        raise UserError(f"--noise is {','.join(texts)}; expected numbers from 0 to {LARGEST:g}, such as 0,1e-3,1e-2.")
     return noises
 
 

@@ -71,8 +71,10 @@ class Request:
         return tuple(name for name, wanted in asked.items() if wanted)
 
     def lacking(self, there: Result) -> list[str]:
-        """The extras that are asked for and that a result doesn't have."""
-        return [extra for extra in self.extras if extra not in there.extras]
+        """The extras that are asked for and that a result doesn't have, or not at all sizes."""
+        has_sizes = {point.N_train for point in there.learning_curve or ()}.issuperset(self.curve_sizes)
+        has = {extra for extra in there.extras if extra != "learning_curve" or has_sizes}
+        return [extra for extra in self.extras if extra not in has]
 
     def with_extras_of(self, there: Result) -> "Request":
         """The same, with the extras of a result that it replaces: nothing of that is lost."""

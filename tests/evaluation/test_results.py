@@ -162,7 +162,8 @@ def test_a_result_of_other_settings_isnt_replaced(tmp_path):
 
 def test_a_request_gets_the_extras_of_the_result_that_it_replaces():
     request = Request(1000, 20, 30, spectrum=True, curve_sizes=(100, 500))
-    assert request.lacking(FULL) == ["spectrum"] and request.lacking(PLAIN) == ["learning_curve", "spectrum"]
+    assert request.lacking(PLAIN) == request.lacking(FULL) == ["learning_curve", "spectrum"]
+    assert replace(request, curve_sizes=(500,)).lacking(FULL) == ["spectrum"]
     assert request.with_extras_of(PLAIN) == request
     whole = request.with_extras_of(FULL)
     assert whole.extras == ("variances", "leave_one_out", "learning_curve", "spectrum")
@@ -170,11 +171,14 @@ def test_a_request_gets_the_extras_of_the_result_that_it_replaces():
 
 
 def test_the_papers_errors_stand_beside_mnists():
-    lines = errors_as_text([PLAIN, replace(PLAIN, dataset="mnist")]).splitlines()
+    of_paper = replace(PLAIN, run="convnet_gp", dataset="mnist")
+    lines = errors_as_text([PLAIN, of_paper]).splitlines()
     assert lines[0].endswith("  jitter  residual  paper: validation  test")
     assert lines[2].endswith("1e-09     1e-12") and lines[3].endswith("1e-12               0.71  1.03")
     assert lines[4] == "Errors in %. The paper's are for 50,000 training images."
     assert errors_as_text([PLAIN]).splitlines()[-1] == "Errors in %."
+    # A run of another name may be of another depth or variance.
+    assert "paper" not in errors_as_text([replace(of_paper, run="shallow")])
 
 
 def test_the_searchs_rows_are_in_the_order_of_their_errors():

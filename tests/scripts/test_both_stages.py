@@ -5,12 +5,15 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
+import cnn_gp.evaluation.classify as classify_module
 from cnn_gp.compute.claims import Claims
+from helpers.forked import run_forked
 from helpers.paths import ROOT
 from helpers.scripts import ENVIRONMENT, SMALL, refused, script
 from helpers.small_runs import NumpyEngine, complete, make_data
@@ -80,9 +83,9 @@ def test_starting_again_does_nothing_and_other_flags_are_refused(workdir):
     other = script("save_kernels", *SMALL[:-1], "--n_max=30", "--model=convnet_gp", f"--path={workdir}")
     refused(other, "n_max is 25 there and 30 asked for")
     weight = script("save_kernels", *SMALL, "--model=convnet_gp", f"--path={workdir}", "--var_weight=2")
-    refused(weight, "--var_weight make another kernel than convnet_gp's: give it a --run_name")
-    renamed = [*SMALL, "--model=convnet_gp", f"--path={workdir}", "--var_weight=2", "--run_name=convnet_gp"]
-    refused(script("save_kernels", *renamed), "var_weight is 2.78843")
+    refused(weight, "--var_weight makes another kernel than convnet_gp's: give it a --run_name")
+    renamed = [*SMALL, "--model=residual_cnn_gp", f"--path={workdir}", "--run_name=convnet_gp"]
+    refused(script("save_kernels", *renamed), 'model is "convnet_gp" there and "residual_cnn_gp" asked for')
     assert {path: path.stat().st_mtime_ns for path in (workdir / "convnet_gp").iterdir()} == before
 
 
@@ -152,12 +155,41 @@ def test_a_network_that_shrinks_ends_in_status_3(tmp_path):
         (["--N_test=0"], "--N_test is 0; expected 1 to 7"),
         (["--jitter=-1"], "--jitter is -1.0"),
         (["--jitter=nan"], "--jitter is nan"),
+        (["--jitter=1e308"], "--jitter is 1e+308; expected 0 to 1e+06"),
+        (["--noise=0,1e7"], "--noise is 0,1e7; expected numbers from 0 to 1e+06"),
     ],
 )
 def test_classify_refuses_in_one_line(tmp_path, flags, said):
     complete(tmp_path, make_data())
     refused(script("classify_gp", f"--path={tmp_path}", "--run_name=small", *flags), said)
     assert not (tmp_path / "results").exists()
+
+
+def _residual_is_not_a_number():
+    classify = classify_module.classify
+    classify_module.classify = lambda *a, **k: replace(classify(*a, **k), relative_residual=float("nan"))
+
+
+def test_a_residual_that_is_not_a_number_keeps_the_tiles(tmp_path):
+    run = complete(tmp_path, make_data())
+    flags = (f"--path={tmp_path}", "--run_name=small", "--nokeep_tiles")
+    ended = run_forked("classify_gp", *flags, before=_residual_is_not_a_number)
+    assert "the solve's relative residual is nan" in ended.stderr
+    assert ended.status == 0 and len(list(run.folder.glob("K*.h5"))) == 9 and run.view_path.exists()
+
+
+def test_a_learning_curve_at_other_sizes_is_computed(tmp_path):
+    complete(tmp_path, make_data())
+    flags = (f"--path={tmp_path}", "--run_name=small")
+    for sizes, all_sizes, said in (
+        ("8", [8], "made"),
+        ("5,20", [5, 8, 20], "is there without learning_curve: it is computed again"),
+        ("8,20", [5, 8, 20], "is there already"),
+    ):
+        ended = run_forked("classify_gp", *flags, f"--learning_curve={sizes}")
+        assert ended.status == 0 and said in ended.stdout, ended.stderr
+        curve = json.loads((tmp_path / "results" / "small.json").read_text())["learning_curve"]
+        assert [point["N_train"] for point in curve] == all_sizes
 
 
 def test_classify_refuses_a_damaged_part(tmp_path):
