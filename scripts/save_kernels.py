@@ -39,7 +39,7 @@ flags.DEFINE_string("shard", "1/1", "i/n, of a job array on a shared file system
 flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers compute in place of this machine.")
 flags.DEFINE_float("claim_timeout", TIMEOUT, "Seconds without a sign of life after which another's part is taken over.")
 flags.DEFINE_bool("status", False, "Only say what is done, missing and at work (--path, and --model or --run_name).")
-flags.DEFINE_bool("verify", False, "Check every byte of the parts that are there, not only their structure.")
+flags.DEFINE_bool("verify", False, "Check every byte of the parts, images and labels that are there, and of the view.")
 
 #: The flags that are arguments of cnn_gp.build_kernel.
 KERNEL_FLAGS = "allow_skip skip_rule depth n_blocks var_weight var_bias multiply_by_sqrt2".split()

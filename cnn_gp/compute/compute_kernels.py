@@ -72,7 +72,7 @@ class Request:
     """Address of a Dask scheduler, whose workers compute in place of this machine."""
     claim_timeout: float = TIMEOUT
     verify: bool = False
-    """Read every byte of the parts that are there."""
+    """Read every byte of the parts that are there, and compare images and labels with the run's description."""
 
     def __post_init__(self) -> None:
         """:raises UserError: where a value can't be, or a kernel that isn't the model's own needs a run's own name."""
@@ -158,6 +158,8 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
     description = run.description()
     tiling, parts = description.tiling, description.tiling.parts()
     missing, unusable = run.missing_parts(request.verify)
+    if request.verify:
+        run.check_data()
     say(
         f"{run.name} on {data.name}: {data.sizes[0]:,} training, {data.sizes[1]:,} validation and {data.sizes[2]:,} "
         f"test images; {tiling.n_tiles:,} tiles, {tiling.entries:,} kernel entries, "

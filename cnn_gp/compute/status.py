@@ -13,7 +13,7 @@ def status(run: RunDirectory, verify: bool = False) -> str:
     """
     The state of a run, and how long is left at the rate so far.
 
-    :param verify: read every byte of the parts.
+    :param verify: read every byte of the parts, images, labels and view.
     """
     description = run.description()
     parts = description.tiling.parts()
@@ -21,9 +21,16 @@ def status(run: RunDirectory, verify: bool = False) -> str:
     total, left = description.tiling.entries, sum(part.entries for part in missing)
     lines = [
         f"{run.name} in {run.workdir}: {len(parts) - len(missing)} of {len(parts)} parts done, "
-        f"{1 - left / total:.1%} of {total:,} kernel entries" + (", every byte checked" if verify else "")
+        f"{1 - left / total:.1%} of {total:,} kernel entries"
+        + (", every byte of parts, images, labels and view checked" if verify else "")
     ]
     lines += [f"  {name}: {reason}; it will be computed again" for name, reason in reasons.items()]
+    if verify:
+        defects = run.defects_beside_parts()
+        if missing:
+            # It is written last.
+            defects.pop(run.view_path.name, None)
+        lines += [f"  {name}: {reason}; it will be written again" for name, reason in defects.items()]
     names = {part.name for part in missing}
     lines += [f"  {name}: at work, {who}" for name, who in claimed(run.claims_folder).items() if name in names]
     done = [part for part in parts if part.name not in names]

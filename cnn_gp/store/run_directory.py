@@ -86,12 +86,12 @@ class RunDirectory:
                     "choose another --path or --run_name, or delete it."
                 )
         # They are deleted with the tiles, and may be left from a run that was begun and deleted.
-        if not self._has_images():
+        if self._defect_of_images() is not None:
             content = io.BytesIO()
             with h5py.File(content, "w", libver="latest") as file:
                 for name, values in (("X", data.X), ("Xv", data.Xv), ("Xt", data.Xt)):
                     file.create_dataset(name, data=values, chunks=True)
-            self._write(self._images_path, content.getvalue(), {"data_hash": description.data_hash})
+            self._write(self._images_path, content.getvalue())
         if is_old:
             upgrade.seal_parts(self.folder, description)
 
@@ -178,9 +178,13 @@ class RunDirectory:
         """
         Write the view over a complete run, where it isn't there yet.
 
-        :raises UserError: where parts are missing, or another file lies in the view's place.
+        :raises UserError: where parts are missing, the images and labels aren't the run's, or another file lies in the
+            view's place.
         """
         self.check_complete()
+        if view.defect(self.view_path, self.description()) is None:
+            return
+        self.check_data()
         view.write(self.view_path, self.name, self.description(), self.labels())
 
     def remove_leftovers(self) -> None:
@@ -247,7 +251,7 @@ class RunDirectory:
 
         Images that were deleted with the tiles aren't missed.
         """
-        if self._images_path.exists() or self._images_path.is_symlink():
+        if os.path.lexists(self._images_path):
             images, labels, description = self._stored_images(), self.labels(), self.description()
             X, Xv, Xt = (images[name] for name in ("X", "Xv", "Xt"))
             Y, Yv, Yt = (labels[name] for name in LABELS)
@@ -258,6 +262,18 @@ class RunDirectory:
                     f"The images and labels in {self.folder} aren't those that the run was begun with (their SHA-256 "
                     "differs): move the folder away and compute the run again."
                 )
+
+    def defects_beside_parts(self) -> dict[str, str]:
+        """
+        Which files of a complete run besides its parts have to be written again, and why, after a look at every byte.
+
+        :raises UserError: where the images and labels aren't the run's, or a file can't be read.
+        """
+        images, of_view = self._defect_of_images(), view.defect(self.view_path, self.description())
+        if images is None:
+            self.check_data()
+        defects = {self._images_path.name: images, self.view_path.name: of_view}
+        return {name: reason for name, reason in defects.items() if reason is not None}
 
     def read_rows(self, matrix: str) -> Iterator[tuple[TileRow, np.ndarray]]:
         """
@@ -351,15 +367,17 @@ class RunDirectory:
         self.check_still_ours()
         write_atomically(path, seal(content, path.name, self.description().fingerprint, about))
 
-    def _has_images(self) -> bool:
-        """Whether the images are there, undamaged, and of this run's data."""
+    def _defect_of_images(self) -> str | None:
+        """Why the images have to be written; None where they are there, undamaged."""
         try:
-            _, found = read_sealed(self._images_path, None)
-        except (FileNotFoundError, Damaged):
-            return False
+            read_sealed(self._images_path, self.description().fingerprint)
+        except FileNotFoundError:
+            return "it isn't there"
+        except Damaged as reason:
+            return str(reason)
         except OSError as error:
             raise _unreadable(self._images_path, error) from error
-        return found.about.get("data_hash") == self.description().data_hash
+        return None
 
     def _stored_images(self) -> dict[str, np.ndarray]:
         remedy = "start save_kernels.py again with the same flags, which writes them again and keeps all parts"

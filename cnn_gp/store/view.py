@@ -17,13 +17,10 @@ _DIAGONALS = {"Kxx": "Kx_diag", "Kxvx": "Kv_diag", "Kxtx": "Kt_diag"}
 
 def write(path: Path, name: str, description: Description, labels: dict[str, np.ndarray]) -> None:
     """
-    Write the view of a complete run, unless it is there.
+    Write the view of a complete run.
 
     :param name: the run's, whose folder lies beside the view.
-    :raises UserError: where a file that isn't a view of a run lies in this place.
     """
-    if _is_there(path, description):
-        return
     tiling = description.tiling
     content = io.BytesIO()
     with h5py.File(content, "w", libver="latest") as file:
@@ -59,16 +56,20 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_there(path: Path, description: Description) -> bool:
-    """Whether this run's view is there, undamaged. :raises UserError: where something else is."""
+def defect(path: Path, description: Description) -> str | None:
+    """
+    Why this run's view has to be written; None where it is there, undamaged.
+
+    :raises UserError: where something else lies in its place, or it can't be read.
+    """
     try:
         read_sealed(path, description.fingerprint)
-        return True
+        return None
     except FileNotFoundError:
-        return False
+        return "it isn't there"
     except Damaged as reason:
         if _is_a_view(path):
-            return False
+            return str(reason)
         raise UserError(
             f"{path} isn't a view that save_kernels.py wrote ({reason}), and is kept: move it away and start again, so "
             "that the run's view can be written there; the run itself is complete."

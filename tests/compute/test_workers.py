@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from cnn_gp.compute.claims import Claims, claimed
 from cnn_gp.compute.scheduler import check_disk, compute_run, in_order, shares
-from cnn_gp.compute.status import status
 from cnn_gp.errors import UserError
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
@@ -249,7 +248,7 @@ def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):
     assert {path.name for path in run.folder.glob(".*.tmp")} == set(others)
 
 
-# Disk and status ------------------------------------------------------------------------------------------------------
+# Disk ------------------------------------------------------------------------------------------------------
 
 
 def test_a_job_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
@@ -282,39 +281,6 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, whole):
     assert not list(run.folder.glob("K*")) and not list(run.folder.glob(".*"))
     compute(run)
     assert datasets_of(tmp_path) == whole
-
-
-def test_status_says_what_is_done_missing_damaged_and_at_work(tmp_path):
-    run = begin(tmp_path, make_data(**SIZES))
-    assert "0 of 38 parts done, 0.0% of" in status(run)
-    compute(run)
-    assert status(run).splitlines() == [
-        f"small in {tmp_path}: 38 of 38 parts done, 100.0% of 15,660 kernel entries",
-        "  computed by the numpy engine (38 parts)",
-    ]
-    (run.folder / "Kxx_0001.h5").unlink()
-    path = run.folder / "Kxx_0002.h5"
-    path.write_bytes(path.read_bytes()[:1000])
-    Claims(run.claims_folder).take("Kxx_0001")
-    text = status(run)
-    assert "36 of 38 parts done" in text
-    assert "Kxx_0002: its end is missing or damaged; it will be computed again" in text
-    assert f"Kxx_0001: at work, process {os.getpid()} on" in text
-    assert "missing: Kxx_0001, Kxx_0002" in text and "of one worker's time left" in text
-
-
-def test_verify_reads_every_byte(tmp_path):
-    data = make_data(**SIZES)
-    run = complete(tmp_path, data)
-    path = run.folder / "Kxx_0000.h5"
-    value = NumpyEngine().matrix(data.X[:1].astype(np.float64), data.X[:5].astype(np.float64)).tobytes()
-    content = bytearray(path.read_bytes())
-    content[content.index(value) + 5] ^= 4
-    path.write_bytes(content)
-    assert run.missing_parts() == ([], {})
-    missing, reasons = run.missing_parts(verify=True)
-    assert [part.name for part in missing] == ["Kxx_0000"] and reasons == {"Kxx_0000": "its SHA-256 is wrong"}
-    assert "every byte checked" in status(run, verify=True)
 
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
