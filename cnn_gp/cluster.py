@@ -1,7 +1,11 @@
 """A Dask cluster whose workers see the working directory."""
 
+import contextlib
 import logging
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,36 +14,78 @@ from .errors import UserError
 if TYPE_CHECKING:
     from distributed import Client
 
+#: Seconds that the scheduler may take to answer, and the first worker to come.
+SCHEDULER_TIMEOUT, WORKER_TIMEOUT = 20.0, 60.0
 
-def connect(address: str, folder: Path) -> "tuple[Client, int]":
+
+@contextmanager
+def connect(address: str, folder: Path) -> "Iterator[tuple[Client, int]]":
     """
-    A client of the cluster, and its number of workers.
+    A client of the cluster, and its number of workers; it is closed at the end.
 
     :param folder: what all workers must see: the run's.
-    :raises UserError: where there is no scheduler or no worker, or one doesn't see the folder.
+    :raises UserError: where there is no scheduler or no worker, one doesn't see the folder, or the scheduler or a
+        worker dies before the end.
     """
     try:
         from distributed import Client
     except ImportError as error:
         raise UserError("--scheduler needs Dask: install the package with its [cluster] extra.") from error
-    # absl shows what Dask logs of its every connection.
-    logging.getLogger("distributed").setLevel(logging.WARNING)
+    # absl shows what Dask logs: every connection, and a traceback of its own for every lost one.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        client = Client(address, timeout="20s")
+        client = Client(address, timeout=SCHEDULER_TIMEOUT)
     except (OSError, ValueError) as error:
         raise UserError(f"There is no Dask scheduler at {address} ({error}): check --scheduler.") from error
+    try:
+        yield client, _check_workers(client, address, folder)
+    except UserError:
+        raise
+    except Exception as error:
+        if type(error).__name__ == "KilledWorker":
+            raise UserError(
+                f"The Dask scheduler at {address} lost several workers at the same work, most likely for lack of "
+                "memory: give them more, then start again with the same flags; what was finished is kept."
+            ) from error
+        # A client that loses its scheduler cancels all that it waits for.
+        if isinstance(error, CancelledError) or client.status != "running":
+            raise UserError(
+                f"The connection to the Dask scheduler at {address} is lost: start it and its workers again, then this "
+                "program with the same flags; what was finished is kept."
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            client.close(timeout=5)
+
+
+def _check_workers(client: "Client", address: str, folder: Path) -> int:
+    """The number of workers. :raises UserError: where none comes, or one doesn't see the folder."""
+    try:
+        client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
+    except TimeoutError as error:
+        raise UserError(
+            f"The Dask scheduler at {address} has no workers, and none came within {WORKER_TIMEOUT:g} s: start some "
+            f"with `dask worker {address}`."
+        ) from error
     probe = folder.absolute() / f".probe.{uuid.uuid4().hex}"
-    probe.touch()
+    try:
+        probe.touch()
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be written ({error.strerror}), so that the cluster's workers can't be asked whether they "
+            "see it: check its permissions and its disk."
+        ) from error
     try:
         seen = client.run(probe.exists)
     finally:
-        probe.unlink()
-    if not seen:
-        raise UserError(f"The Dask scheduler at {address} has no workers; start some with `dask worker {address}`.")
+        with contextlib.suppress(OSError):
+            probe.unlink()
     blind = [worker for worker, sees in seen.items() if not sees]
     if blind:
         raise UserError(
             f"{len(blind)} of {len(seen)} Dask workers, {blind[0]} first, don't see {folder}: "
             "expected a file system that all workers share; give such a --path."
         )
-    return client, len(seen)
+    return len(seen)

@@ -6,6 +6,7 @@ Stage 2: solve the Gaussian process regression of a stored kernel, and count its
 Needs the working directory alone: neither the data set nor TensorFlow.
 """
 
+import contextlib
 import functools
 import sys
 from pathlib import Path
@@ -83,13 +84,14 @@ def _solve(run: RunDirectory, request: Request, files: ResultFiles) -> Result:
     files.check_writable()
     run.check_complete()
     run.check_data()
-    client = None if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder)[0]
-    needed = check_memory(StoredGram(run), request.N_train, client)
-    where = "of memory" if client is None else "of the cluster's memory"
-    print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
-    if request.spectrum:
-        spectrum.check_memory(request.N_train)
-    return classify(run, request, files, cli.command(), functools.partial(print, flush=True), client)
+    with contextlib.nullcontext((None, 0)) if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder) as at:
+        client, _ = at
+        needed = check_memory(StoredGram(run), request.N_train, client)
+        where = "of memory" if client is None else "of the cluster's memory"
+        print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
+        if request.spectrum:
+            spectrum.check_memory(request.N_train)
+        return classify(run, request, files, cli.command(), functools.partial(print, flush=True), client)
 
 
 def _request(description: Description) -> Request:

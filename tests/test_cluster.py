@@ -2,15 +2,20 @@
 
 import dataclasses
 import functools
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from cnn_gp.compute.scheduler import compute_run
+from cnn_gp import cluster
+from cnn_gp.compute.claims import Claims
+from cnn_gp.compute.scheduler import compute_run, in_order
 from cnn_gp.errors import UserError
 from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
@@ -19,9 +24,10 @@ from cnn_gp.regression.memory_needs import check_memory
 from cnn_gp.regression.predict import ValidationKernel, posterior_variances
 from cnn_gp.regression.solve import solve, targets
 from cnn_gp.store.run_directory import RunDirectory
-from helpers.matrices import in_memory, stored
+from helpers.matrices import SlowGram, in_memory, stored
 from helpers.paths import TESTS
 from helpers.small_runs import NumpyEngine, begin, complete, job_of, make_data
+from helpers.waiting import PATIENCE, wait_until
 from helpers.workers import SIZES, MeetingEngine, SlowEngine, datasets_of
 
 pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
@@ -30,9 +36,13 @@ distributed = pytest.importorskip("distributed", reason="Dask isn't installed (t
 from cnn_gp.regression.dask_cholesky import ClusterFactor  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    monkeypatch.setattr("cnn_gp.regression.dask_cholesky.CHUNK", 6)
+
+
 @pytest.fixture(scope="module")
 def client():
-
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         # The workers must find the tests' own modules.
@@ -53,8 +63,7 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
 
 @pytest.mark.parametrize("N", [23, 13])
 @pytest.mark.parametrize("from_arrays", [False, True])
-def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, from_arrays, monkeypatch):
-    monkeypatch.setattr("cnn_gp.regression.dask_cholesky.CHUNK", 6)
+def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, from_arrays):
     data = make_data()
     run = complete(tmp_path, data, n_max=3)
     Kxx, Kxvx, Kxtx = in_memory(run, 3) if from_arrays else stored(run)
@@ -116,3 +125,97 @@ def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):
     assert compute_run(job, cluster=(client.get_executor(), 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     assert not list((run.folder / "claims").iterdir())
+
+
+# A scheduler of its own, which can be killed -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_dask(tmp_path):
+    """A function that starts `dask scheduler` or `dask worker`; the scheduler's address is in a file."""
+    started = []
+    options = {"scheduler": ["--host=127.0.0.1", "--port=0"], "worker": ["--no-nanny", "--nthreads=1"]}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+
+    def start(what):
+        command = [sys.executable, "-m", "dask", what, f"--scheduler-file={tmp_path / 'dask.json'}", "--no-dashboard"]
+        with open(tmp_path / f"{what}.log", "w") as log:
+            process = subprocess.Popen([*command, *options[what]], stdout=log, stderr=log, env=environment)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def address_of(tmp_path):
+    file = tmp_path / "dask.json"
+    wait_until(lambda: file.exists() and file.read_text().endswith("}"))
+    return json.loads(file.read_text())["address"]
+
+
+def test_a_killed_scheduler_ends_stage_1_in_one_line_and_the_run_is_resumed(tmp_path, start_dask, capfd):
+    complete(tmp_path / "here", make_data(**SIZES), NumpyEngine())
+    run = begin(tmp_path / "cluster", make_data(**SIZES))
+    scheduler, _ = start_dask("scheduler"), start_dask("worker")
+    claims, last = Claims(run.claims_folder), in_order(run.description().tiling.parts())[-1].name
+    # So that it can't end before the kill.
+    assert claims.take(last)
+
+    def kill():
+        wait_until(lambda: len(list(run.folder.glob("K*.h5"))) >= 5)
+        scheduler.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    with (
+        pytest.raises(UserError, match=r"connection to the Dask scheduler at tcp://127.* is lost: start it"),
+        cluster.connect(address_of(tmp_path), run.folder) as (client, n_workers),
+    ):
+        compute_run(job_of(run, SlowEngine), cluster=(client.get_executor(), n_workers))
+    claims.release(last)
+    assert "Traceback" not in capfd.readouterr().err
+    assert compute_run(job_of(run, SlowEngine))
+    assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
+
+
+def test_a_killed_scheduler_ends_stage_2_in_one_line(tmp_path, start_dask, capfd):
+    scheduler, _ = start_dask("scheduler"), start_dask("worker")
+    began = tmp_path / "began"
+    gram = SlowGram(np.eye(23), n_max=3, began=str(began))
+
+    def kill():
+        wait_until(began.exists)
+        scheduler.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    with (
+        pytest.raises(UserError, match=r"connection to the Dask scheduler at tcp://127.* is lost: start it"),
+        cluster.connect(address_of(tmp_path), tmp_path) as (client, _),
+    ):
+        solve(gram, np.ones((23, 1)), client=client)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_workers_are_waited_for_but_not_for_ever(tmp_path, start_dask, monkeypatch):
+    start_dask("scheduler")
+    address = address_of(tmp_path)
+    monkeypatch.setattr(cluster, "WORKER_TIMEOUT", 0.5)
+    with pytest.raises(UserError, match=f"at {address} has no workers, and none came within 0.5 s"):
+        cluster.connect(address, tmp_path).__enter__()
+    monkeypatch.setattr(cluster, "WORKER_TIMEOUT", PATIENCE)
+    late = threading.Timer(1.0, start_dask, ["worker"])
+    late.start()
+    with cluster.connect(address, tmp_path) as (_, n_workers):
+        assert n_workers == 1
+    assert not list(tmp_path.glob(".probe*"))
+
+
+def test_a_scheduler_that_is_not_there_and_a_folder_that_is_gone_are_one_line(tmp_path, client, monkeypatch):
+    monkeypatch.setattr(cluster, "SCHEDULER_TIMEOUT", 0.5)
+    with pytest.raises(UserError, match=r"There is no Dask scheduler at tcp://127.0.0.1:9"):
+        cluster.connect("tcp://127.0.0.1:9", tmp_path).__enter__()
+    monkeypatch.setattr(cluster, "SCHEDULER_TIMEOUT", PATIENCE)
+    with pytest.raises(UserError, match=r"gone can't be written .No such file"):
+        cluster.connect(client.scheduler.address, tmp_path / "gone").__enter__()

@@ -1,5 +1,6 @@
 """Stage 1 as a whole: a kernel's matrices over a data set, from a request to a complete run on disk."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -141,12 +142,14 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     )
     workdir = str(run.workdir.absolute())
     job = Job(workdir, run.name, make_engine, description.fingerprint, request.claim_timeout)
-    cluster = None
-    if request.scheduler is not None:
-        client, n_workers = connect(request.scheduler, run.folder)
-        cluster = client.get_executor(), n_workers
     devices = [f"gpu:{i}" for i in range(request.n_gpus)] or ["cpu"]
-    if compute_run(job, devices, shard=request.shard, cluster=cluster, say=say):
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if request.scheduler is not None:
+            client, n_workers = stack.enter_context(connect(request.scheduler, run.folder))
+            cluster = client.get_executor(), n_workers
+        is_complete = compute_run(job, devices, shard=request.shard, cluster=cluster, say=say)
+    if is_complete:
         say(f"{run.name} is complete: {run.view_path}")
     else:
         say(f"Shard {request.shard[0]}/{request.shard[1]} of {run.name} is done; others are at work on the rest.")

@@ -7,6 +7,7 @@ stored matrix nor its factor passes through the client.
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class ClusterFactor:
     :param added: to the diagonal.
     :param chunk: rows and columns of a chunk; by default the multiple of ``gram.n_max`` next to :data:`CHUNK`.
     :raises NotPositiveDefinite: where the matrix isn't.
+    :raises CancelledError: where the client has lost its scheduler; so do the methods.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class ClusterFactor:
         futures = futures_of(factor)
         with Progress(len(futures), "blocks factorised") as progress:
             for future in as_completed(futures):
-                if future.status != "finished":
+                if future.status == "error":
                     error = future.exception()
                     if isinstance(error, np.linalg.LinAlgError):
                         raise NotPositiveDefinite(N) from error
                     raise error
+                if future.status != "finished":
+                    raise CancelledError(f"block {future.key} is {future.status}")
                 progress(1)
         # The chunks above the diagonal are zeros, which needn't be kept.
         name = factor.name

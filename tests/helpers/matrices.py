@@ -1,5 +1,9 @@
 """A run's three matrices, as the regression takes them: read from its parts, and as arrays in memory."""
 
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 
 from cnn_gp.regression.gram_matrix import ArrayGram, ArrayKernel, GramMatrix, KernelMatrix
@@ -26,3 +30,15 @@ def in_memory(run: RunDirectory, n_max: int) -> Matrices:
         for name in ("Kxvx", "Kxtx")
     )
     return ArrayGram(K, n_max), Kxvx, Kxtx
+
+
+@dataclass(frozen=True)
+class SlowGram(ArrayGram):
+    """Takes seconds to read, and makes the file ``began`` where it begins to."""
+
+    began: str = ""
+
+    def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
+        Path(self.began).touch()
+        time.sleep(1)
+        return super().block(start, stop, left, right)
