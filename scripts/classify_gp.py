@@ -18,12 +18,14 @@ from cnn_gp.cluster import connect
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.classify import Request, classify
 from cnn_gp.evaluation.errors_table import errors_as_text
-from cnn_gp.evaluation.results import Result, ResultFiles
+from cnn_gp.evaluation.result_files import ResultFiles
+from cnn_gp.evaluation.results import Result
 from cnn_gp.regression import spectrum
 from cnn_gp.regression.learning_curve import default_sizes
 from cnn_gp.regression.memory_needs import check_memory
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.store.sealed import Damaged
 from cnn_gp.store.stored_matrix import StoredGram
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
@@ -57,12 +59,15 @@ def main() -> None:
     description = run.description()
     request = _request(description)
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)
-    there = None if FLAGS.overwrite else files.finished(request.settings(description.fingerprint))
+    files.remove_leftovers()
+    seen = files.content()
+    there = None if FLAGS.overwrite or seen is None else files.parse(seen)
+    reason = None if there is None else _why_again(there, request, files, description)
     if there is None:
-        result = _solve(run, request, files)
-    elif lacking := request.lacking(there):
-        print(f"{files.json_path} is there without {' and '.join(lacking)}: it is computed again.")
-        result = _solve(run, request.with_extras_of(there), files)
+        result = _solve(run, request, files, seen)
+    elif reason is not None:
+        print(f"{reason}: it is computed again.")
+        result = _solve(run, request.with_extras_of(there), files, seen)
     else:
         print(f"{files.json_path} is there already.")
         result = there
@@ -79,7 +84,18 @@ def main() -> None:
         print(f"The tiles of {run.name} are deleted (--nokeep_tiles).")
 
 
-def _solve(run: RunDirectory, request: Request, files: ResultFiles) -> Result:
+def _why_again(there: Result, request: Request, files: ResultFiles, description: Description) -> str | None:
+    """Why a result that is there doesn't suffice; None where it does."""
+    files.check_settings(there, request.settings(description.fingerprint))
+    try:
+        files.check_others(there)
+    except Damaged as reason:
+        return str(reason)
+    lacking = request.lacking(there)
+    return f"{files.json_path} is there without {' and '.join(lacking)}" if lacking else None
+
+
+def _solve(run: RunDirectory, request: Request, files: ResultFiles, seen: bytes | None) -> Result:
     """The request's result, after checks of what can fail before hours of work."""
     files.check_writable()
     run.check_complete()
@@ -91,7 +107,7 @@ def _solve(run: RunDirectory, request: Request, files: ResultFiles) -> Result:
         print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
         if request.spectrum:
             spectrum.check_memory(request.N_train)
-        return classify(run, request, files, cli.command(), functools.partial(print, flush=True), client)
+        return classify(run, request, files, cli.command(), functools.partial(print, flush=True), client, seen)
 
 
 def _request(description: Description) -> Request:

@@ -17,7 +17,7 @@ from cnn_gp.data.images import in_words, range_warning
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.files import write_file
 from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
-from cnn_gp.evaluation.results import ResultFiles
+from cnn_gp.evaluation.result_files import ResultFiles
 
 FLAGS = flags.FLAGS
 shared_flags.define_run()
@@ -34,7 +34,7 @@ def main() -> None:
         raise UserError(f"{out} is there already: give --overwrite, or another --out.")
     run = shared_flags.run_directory()
     description = run.description()
-    alpha = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name).read_arrays()["alpha"]
+    alpha = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name).solution(description.fingerprint)
     training = run.images()["X"][: len(alpha)]
     X = read_images(Path(FLAGS.images), tuple(description.image_shape))
     print(f"{FLAGS.images}: {in_words(X, description.image_shape)}.", flush=True)

@@ -13,7 +13,7 @@ from absl import flags
 from cnn_gp import cli, shared_flags
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.errors_table import errors_as_text
-from cnn_gp.evaluation.results import read_all
+from cnn_gp.evaluation.result_files import read_all
 
 FLAGS = flags.FLAGS
 shared_flags.define_path()

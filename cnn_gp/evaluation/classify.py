@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import UserError
 from ..progress import duration
 from ..provenance import software
 from ..regression import spectrum
@@ -30,7 +31,8 @@ from ..store.run_directory import RunDirectory
 from ..store.stored_matrix import StoredGram, StoredKernel
 from .hyperparameters import hyperparameters
 from .metrics import Scores, log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
-from .results import LeaveOneOutScores, NoiseTried, Result, ResultFiles, SetScores, Settings
+from .result_files import ResultFiles
+from .results import LeaveOneOutScores, NoiseTried, Result, SetScores, Settings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -95,15 +97,18 @@ def classify(
     command: str,
     say: Say = print,
     client: "Client | None" = None,
+    seen: bytes | None = None,
 ) -> Result:
     """
-    Solve, predict, and write the result: the errors as soon as they are known, then what else is asked for.
+    Solve, predict, and write the result: where none is there, the errors as soon as they are known, then all of it.
 
     :param command: that is recorded with the result.
     :param say: called with lines of text on the way.
     :param client: of a Dask cluster that factorises.
+    :param seen: ``files.content()`` of a result that is to be replaced; it stays until the new one is whole.
     :return: the result, as it is written.
-    :raises UserError: where the run can't be read or solved, or a file can't be written.
+    :raises UserError: where the run can't be read or solved, a file can't be written, or another program has
+        written a result in the meantime.
     """
     description, labels = run.description(), run.labels()
     train_labels = labels["Y"][: request.N_train]
@@ -111,6 +116,10 @@ def classify(
     vali_labels = validation_labels(labels, request.N_train)[: request.N_vali]
     test_labels = labels["Yt"][: request.N_test]
     solution, means, tried = _best(run, Y, request, vali_labels, say, client)
+    if not np.isfinite(solution.alpha).all():
+        raise UserError(
+            f"The solution for {run.name} has numbers that aren't finite, and isn't written: give a larger --jitter."
+        )
     s = output_scale(Y, solution.alpha)
     parts = run.provenance()
     result = Result(
@@ -152,14 +161,14 @@ def classify(
         "labels_vali": vali_labels,
         "labels_test": test_labels,
     }
-    files.write(result, arrays)
     if request.extras:
+        if seen is None:
+            seen = files.write(result, arrays, seen)
         start = time.perf_counter()
         result = _with_extras(run, request, solution, Y, result, arrays, say)
         times = {**result.times, "extras": time.perf_counter() - start}
         result = replace(result, times=times, extras=request.extras, peak_memory_bytes=_peak_memory())
-        files.write(result, arrays)
-    return result
+    return files.parse(files.write(result, arrays, seen))
 
 
 def _computers(parts: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ...]:

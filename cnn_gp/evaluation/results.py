@@ -1,18 +1,11 @@
-"""The result of a run, and its files: JSON, one line of CSV, the arrays of its predictions, its learning curve."""
+"""The result of a run, as JSON and as one line of CSV."""
 
 import json
-import os
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
-from ..errors import UserError
-from ..npz import npz_bytes, read_npz
 from ..regression.learning_curve import Point
 from .decode import decode
-from .files import write_file
 from .hyperparameters import Hyperparameters
 from .metrics import Scores
 from .tables import to_csv
@@ -118,11 +111,15 @@ class Result:
     learning_curve: tuple[Point, ...] | None = None
     scores: SetScores | None = None
     leave_one_out: LeaveOneOutScores | None = None
+    id: str | None = field(default=None, compare=False)
+    """Of the writing: another one each time."""
+    files: dict[str, str] | None = field(default=None, compare=False)
+    """The names of the files that were written with it, and their SHA-256; None in those of version 0.1."""
 
     @property
     def settings(self) -> Settings:
         """What decided it."""
-        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+        return Settings(**{f.name: getattr(self, f.name) for f in fields(Settings)})
 
     @property
     def solve_seconds(self) -> float:
@@ -160,73 +157,3 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     return " ".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
-
-
-class ResultFiles:
-    """
-    ``FOLDER/RUN.json`` and ``FOLDER/RUN.csv``, and beside them ``RUN_predictions.npz`` and ``RUN_learning_curve.csv``.
-
-    :param folder: where results lie.
-    :param name: the run's name.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name = name
-        self.json_path = folder / f"{name}.json"
-        self.csv_path = folder / f"{name}.csv"
-        self.arrays_path = folder / f"{name}_predictions.npz"
-        self.curve_path = folder / f"{name}_learning_curve.csv"
-
-    def read(self) -> Result | None:
-        """The result, or None where there is none. :raises UserError: where it can't be read."""
-        try:
-            return Result.from_json(self.json_path.read_text(), self.name)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.json_path} can't be read ({reason}): move it away and start again.") from error
-
-    def finished(self, settings: Settings) -> Result | None:
-        """
-        The result of these settings, if it is there, CSV included.
-
-        :raises UserError: where a result of other settings is there.
-        """
-        there = self.read()
-        if there is None:
-            return None
-        pairs = {key: (value, getattr(settings, key)) for key, value in vars(there.settings).items()}
-        differing = {key: map(json.dumps, pair) for key, pair in pairs.items() if pair[0] != pair[1]}
-        if differing:
-            named = "; ".join(f"{key} is {old} there and {new} asked for" for key, (old, new) in differing.items())
-            raise UserError(f"{self.json_path} holds another result ({named}): give --overwrite, or another --csv_dir.")
-        return there if self.csv_path.exists() else None
-
-    def check_writable(self) -> None:
-        """:raises UserError: where nothing can be written there: said before hours of work, not after."""
-        probe = self.json_path.with_name(f".{self.json_path.name}.probe")
-        write_file(probe, "")
-        probe.unlink(missing_ok=True)
-
-    def read_arrays(self) -> dict[str, np.ndarray]:
-        """What :meth:`write` wrote of them. :raises UserError: where it isn't there or can't be read."""
-        return read_npz(self.arrays_path, "start classify_gp.py again with --overwrite")
-
-    def write(self, result: Result, arrays: dict[str, np.ndarray]) -> None:
-        """
-        Write all files, each atomically, the JSON last.
-
-        :param arrays: alpha, the means and what else there is of the validation and test images.
-        """
-        if result.learning_curve is not None:
-            write_file(self.curve_path, to_csv(map(vars, result.learning_curve)))
-        write_file(self.arrays_path, npz_bytes(arrays))
-        write_file(self.csv_path, result.to_csv())
-        write_file(self.json_path, result.to_json())
-
-
-def read_all(folder: str | os.PathLike) -> list[Result]:
-    """The results in a folder, by run name. :raises UserError: where one of them can't be read."""
-    found = [ResultFiles(path.parent, path.stem).read() for path in sorted(Path(folder).glob("*.json"))]
-    return [result for result in found if result is not None]

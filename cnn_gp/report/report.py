@@ -11,7 +11,8 @@ from ..errors import UserError
 from ..evaluation import search_table
 from ..evaluation.errors_table import errors_as_markdown, percent
 from ..evaluation.files import write_file
-from ..evaluation.results import Result, ResultFiles
+from ..evaluation.result_files import ResultFiles
+from ..evaluation.results import Result
 from ..evaluation.tables import to_csv, to_markdown
 from ..kernels.random_search import shrunk_seeds
 from ..progress import duration
@@ -62,7 +63,7 @@ def write_report(workdir: Path, folder: Path, results: list[Result]) -> Path:
     Write ``FOLDER/report.md`` and its figures, PNG and SVG, in ``FOLDER/figures``.
 
     :param folder: where the results lie.
-    :param results: :func:`cnn_gp.evaluation.results.read_all`'s.
+    :param results: :func:`cnn_gp.evaluation.result_files.read_all`'s.
     :return: the page's path.
     :raises UserError: where nothing can be written, a page that isn't :func:`write_report`'s is there, or a run's
         predictions can't be read.
@@ -125,7 +126,7 @@ def _uncertainty(report: _Report) -> list[str]:
         return []
     header = ["run", "NLL, nats", "Brier score", "expected calibration error"]
     rows = [[run, *(f"{number:.4f}" for number in vars(scores).values())] for run, scores in scored]
-    arrays = {r.run: report.files(r).read_arrays() for r in report.shown if r.scores is not None}
+    arrays = {r.run: report.files(r).read_arrays(r) for r in report.shown if r.scores is not None}
     curves = {run: (a["log_probabilities_test"], a["labels_test"]) for run, a in arrays.items()}
     return [
         "## Uncertainty",
@@ -139,7 +140,7 @@ def _spectra(report: _Report) -> list[str]:
     runs = [r for r in report.shown if "spectrum" in r.extras]
     if not runs:
         return []
-    figure = figures.spectra({r.run: report.files(r).read_arrays()["eigenvalues"] for r in runs})
+    figure = figures.spectra({r.run: report.files(r).read_arrays(r)["eigenvalues"] for r in runs})
     return ["## Spectra", *report.figure("spectra", figure, "Eigenvalues of the Gram matrices")]
 
 
@@ -150,7 +151,7 @@ def _runs(report: _Report) -> list[str]:
 def _run(report: _Report, r: Result) -> list[str]:
     if not report.files(r).arrays_path.exists():
         return []
-    arrays = report.files(r).read_arrays()
+    arrays = report.files(r).read_arrays(r)
     means, labels, log_p = arrays["test"], arrays["labels_test"], arrays.get("log_probabilities_test")
     confusion = figures.confusion_matrix(means, labels, f"{r.run}, test")
     paragraphs = [f"## {r.run}", _facts(r), *report.figure(f"{r.run}_confusion", confusion, "Confusion matrix")]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,8 +130,7 @@ def flush_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def _temporary(path: Path, content: str | bytes) -> Iterator[Path]:
     """A file beside the path, on the disk; it is gone at the end, unless it was renamed."""
-    # The process says whether it is a leftover; the random part tells it from one of another container's process.
-    temporary = path.with_name(f".{path.name[:100]}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = temporary_path(path, "tmp")
     try:
         # Exclusively: never through a link.
         with open(temporary, "xb") as file:
@@ -143,14 +143,27 @@ def _temporary(path: Path, content: str | bytes) -> Iterator[Path]:
             temporary.unlink()
 
 
+def temporary_path(path: Path, kind: str) -> Path:
+    """
+    A new name beside a path, which :func:`remove_leftovers` knows.
+
+    :param kind: "tmp" for a file, "staging" for a folder of files.
+    """
+    # The process says whether it is a leftover; the random part tells it from one of another container's process.
+    return path.with_name(f".{path.name[:100]}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.{kind}")
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files in a folder that processes of this host left when they were killed."""
-    pattern = re.compile(rf"\..+\.{_host()}\.(\d+)\.[0-9a-f]{{12}}\.tmp")
-    for path in folder.glob(".*.tmp"):
+    """Remove the temporary files and folders in a folder that processes of this host left when they were killed."""
+    pattern = re.compile(rf"\..+\.{_host()}\.(\d+)\.[0-9a-f]{{12}}\.(tmp|staging)")
+    for path in folder.glob(".*"):
         match = pattern.fullmatch(path.name)
         if match and started(int(match[1])) is None:
             with contextlib.suppress(OSError):
-                path.unlink()
+                if match[2] == "staging":
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def _host() -> str:

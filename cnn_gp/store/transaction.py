@@ -7,17 +7,18 @@ the file that names the others and their digests, so that a reader recognises fi
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .atomic import flush_folder, make_folder
+from ..errors import UserError
+from .atomic import flush_folder, make_folder, not_written, temporary_path
 
 
-class Superseded(Exception):
+class Superseded(UserError):
     """Another process has written these files since they were looked at."""
 
 
@@ -32,48 +33,79 @@ def commit_together(
     :param seen: the root file's content as the caller knows it, None where there was none.
     :param remove: names of files of the earlier content that the new one hasn't.
     :raises Superseded: where the root file is another one by now; nothing is written.
-    :raises OSError: where a file can't be written; nothing is written.
+    :raises UserError: where a file can't be written; nothing is written.
     """
-    make_folder(folder)
-    staging = folder / f".{root}.{uuid.uuid4().hex}.staging"
-    staging.mkdir()
+    places = {*files, *remove}
     try:
-        for name, content in files.items():
-            assert content, f"{name} is empty, which stands for a file to be removed"
-            _write(staging / name, content)
-        for name in set(remove) - set(files):
-            _write(staging / name, b"")
-        flush_folder(staging)
-        with _locked(folder / f".{root}.lock"):
-            finish(folder, root)
-            if _content(folder / root) != seen:
-                raise Superseded
-            staging.rename(_commit_folder(folder, root))
-            flush_folder(folder)
-            finish(folder, root)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        make_folder(folder)
+        staging = temporary_path(folder / root, "staging")
+        staging.mkdir()
+        try:
+            for name, content in files.items():
+                assert content, f"{name} is empty, which stands for a file to be removed"
+                _write(staging / name, content)
+            for name in places - set(files):
+                _write(staging / name, b"")
+            flush_folder(staging)
+            with _locked(folder, root):
+                _move(folder, root)
+                if _content(folder / root) != seen:
+                    raise Superseded(
+                        f"{folder / root} was written by another program in the meantime and is kept; nothing was "
+                        "written over it: start again, or choose another folder."
+                    )
+                # Nothing can be moved there, which is known too late once the commit counts.
+                for name in places:
+                    if (folder / name).is_dir() and not (folder / name).is_symlink():
+                        raise not_written(folder / name, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+                staging.rename(_commit_folder(folder, root))
+                flush_folder(folder)
+                _move(folder, root)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise not_written(folder / root, error) from error
 
 
 def finish(folder: Path, root: str) -> None:
     """
     Move the files of a commit that was cut short to their places. Every reader calls it first; usually there is none.
 
-    :raises OSError: where they can't be moved.
+    :raises UserError: where they can't be moved.
     """
+    try:
+        if _commit_folder(folder, root).is_dir():
+            with _locked(folder, root):
+                _move(folder, root)
+    except OSError as error:
+        raise not_written(folder / root, error) from error
+
+
+def finish_all(folder: Path) -> None:
+    """:func:`finish` for every commit in a folder. :raises UserError: where files can't be moved."""
+    for commit in folder.glob(".*.commit"):
+        finish(folder, commit.name.removeprefix(".").removesuffix(".commit"))
+
+
+def _move(folder: Path, root: str) -> None:
+    """Move a commit's files to their places, the root file last."""
     commit = _commit_folder(folder, root)
     try:
         names = sorted((path.name for path in commit.iterdir()), key=lambda name: (name == root, name))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     for name in names:
-        # Another process may be at it too.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if (commit / name).stat().st_size:
                 os.replace(commit / name, folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)
                 (commit / name).unlink()
+        except FileNotFoundError:
+            # Another process is at it too, where the file system has no locks.
+            continue
+        except OSError as error:
+            raise not_written(folder / name, error) from error
     flush_folder(folder)
     with contextlib.suppress(OSError):
         commit.rmdir()
@@ -98,9 +130,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(folder: Path, root: str) -> Iterator[None]:
     """Hold a lock that ends with the process; none where the file system has no locks."""
-    with open(path, "ab") as file:
+    with open(folder / f".{root}.lock", "ab") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

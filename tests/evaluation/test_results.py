@@ -4,82 +4,15 @@ import json
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 
-from cnn_gp.errors import UserError
 from cnn_gp.evaluation.classify import Request
 from cnn_gp.evaluation.decode import decode
 from cnn_gp.evaluation.errors_table import errors_as_text
 from cnn_gp.evaluation.hyperparameters import hyperparameters
-from cnn_gp.evaluation.metrics import Scores
-from cnn_gp.evaluation.results import LeaveOneOutScores, NoiseTried, Result, ResultFiles, SetScores, read_all
+from cnn_gp.evaluation.results import Result
 from cnn_gp.evaluation.search_table import rows
-from cnn_gp.regression.learning_curve import Point
-
-CONV = {"layer": "Conv", "filter_size": [3, 5], "stride": 2, "padding": "SAME", "var_weight": 2.0, "var_bias": 0.5}
-RELU = {"layer": "ExReLU", "exponent": 1, "multiply_by_sqrt2": True}
-LAYERS = [CONV, RELU, {"layer": "Sum", "branches": [{**CONV, "filter_size": 3}, RELU]}, {"layer": "ExErf"}]
-KERNEL = {"input_shape": [1, 8, 8], "network": {"layer": "Sequential", "layers": LAYERS}}
-
-PLAIN = Result(
-    run="made",
-    model="convnet_gp",
-    dataset="digits",
-    fingerprint="ab",
-    N_train=1000,
-    N_vali=20,
-    N_test=30,
-    jitter_asked=0.0,
-    noise_asked=(0.0, 0.1),
-    training_error=0.0,
-    validation_error=5.0,
-    test_error=10.0,
-    jitter=1e-9,
-    noise=0.1,
-    mean_diagonal=2.0,
-    output_scale=0.5,
-    relative_residual=1e-12,
-    refinements=0,
-    log_marginal_likelihood=-3.0,
-    scaled_log_marginal_likelihood=-2.0,
-    log_marginal_likelihoods=(-1.0, -2.0),
-    log_determinant=4.0,
-    extreme_eigenvalues=(0.1, 10.0),
-    condition_number=100.0,
-    noise_search=(NoiseTried(0.0, 6.0), NoiseTried(0.1, 5.0)),
-    hyperparameters=hyperparameters(KERNEL),
-    kernel=KERNEL,
-    float_type="float32",
-    n_max=200,
-    command="python scripts/classify_gp.py",
-    versions={"numpy": "1"},
-    times={"kernel": 2.0, "solve": 0.25, "predict": 0.5},
-    kernel_computed_by=({"engine": "fused"},),
-    extras=(),
-    peak_memory_bytes=10**9,
-)
-SCORES = Scores(0.1, 0.2, 0.3)
-FULL = replace(
-    PLAIN,
-    extras=("variances", "leave_one_out", "learning_curve"),
-    learning_curve=(Point(500, 8.0, 9.0, -1.5), Point(1000, 5.0, 10.0, -1.25)),
-    scores=SetScores(SCORES, SCORES),
-    leave_one_out=LeaveOneOutScores(4.0, -7.0),
-)
-
-
-@pytest.mark.parametrize("result", [PLAIN, FULL], ids=["errors", "all"])
-def test_a_result_is_written_and_read_back(tmp_path, result):
-    files = ResultFiles(tmp_path, "made")
-    assert files.read() is None
-    files.write(result, {"alpha": np.eye(2)})
-    assert files.read() == result == files.finished(result.settings)
-    assert read_all(tmp_path) == [result]
-    np.testing.assert_array_equal(files.read_arrays()["alpha"], np.eye(2))
-    names = {"made.json", "made.csv", "made_predictions.npz"}
-    curve = {"made_learning_curve.csv"} if result is FULL else set()
-    assert {path.name for path in tmp_path.iterdir()} == names | curve
+from helpers.results import FULL, KERNEL, PLAIN
 
 
 def test_the_files_content():
@@ -137,27 +70,9 @@ def without(key):
         ([], r"the file holds '\[\]', expected an object"),
     ],
 )
-def test_what_isnt_a_result_is_refused_with_the_files_name_and_the_key(tmp_path, values, said):
-    (tmp_path / "made.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=rf"made\.json can't be read \(.*{said}.*\): move it away"):
-        ResultFiles(tmp_path, "made").read()
-
-
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[" * 100_000, b""])
-def test_a_damaged_file_is_refused(tmp_path, content):
-    (tmp_path / "made.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"made\.json can't be read"):
-        read_all(tmp_path)
-
-
-def test_a_result_of_other_settings_isnt_replaced(tmp_path):
-    files = ResultFiles(tmp_path, "made")
-    files.write(PLAIN, {})
-    with pytest.raises(UserError, match=r"N_test is 30 there and 7 asked for; noise_asked is \[0\.0, 0\.1\] there and"):
-        files.finished(replace(PLAIN.settings, N_test=7, noise_asked=(0.0,)))
-    # Without its CSV it isn't finished.
-    files.csv_path.unlink()
-    assert files.finished(PLAIN.settings) is None
+def test_what_isnt_a_result_is_refused_with_the_key(values, said):
+    with pytest.raises(ValueError, match=said):
+        Result.from_json(json.dumps(values), "made")
 
 
 def test_a_request_gets_the_extras_of_the_result_that_it_replaces():

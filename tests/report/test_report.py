@@ -11,7 +11,8 @@ import pytest
 
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.metrics import Scores
-from cnn_gp.evaluation.results import ResultFiles, SetScores, read_all
+from cnn_gp.evaluation.result_files import ResultFiles, read_all
+from cnn_gp.evaluation.results import SetScores
 from cnn_gp.report import figures
 from cnn_gp.report.report import write_report
 from helpers.paths import ROOT
@@ -44,7 +45,7 @@ def test_a_section_for_everything_that_was_asked_for(tmp_path, rng):
     scores = Scores(0.25, 0.125, 0.0625)
     for seed, error in ((2, 3.0), (4, 2.0), (11, 2.5), (12, 9.0)):
         result = replace(stored(), run=f"seed_{seed:02d}", validation_error=error, scores=SetScores(scores, scores))
-        ResultFiles(tmp_path, result.run).write(result, arrays(rng))
+        ResultFiles(tmp_path, result.run).write(result, arrays(rng), None)
     page = write_report(tmp_path, tmp_path, read_all(tmp_path))
     sections = ["Results", "Learning curves", "The random search", "Uncertainty", "Spectra"]
     # The three best have sections of their own.

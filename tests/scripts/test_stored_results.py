@@ -9,7 +9,7 @@ import pytest
 
 from cnn_gp.evaluation import search_table
 from cnn_gp.evaluation.errors_table import errors_as_markdown
-from cnn_gp.evaluation.results import ResultFiles, read_all
+from cnn_gp.evaluation.result_files import ResultFiles, read_all
 from cnn_gp.evaluation.tables import to_csv
 from cnn_gp.kernels.architectures import PAPER_ERRORS
 from cnn_gp.kernels.random_search import SEARCH_SEEDS, shrunk_seeds

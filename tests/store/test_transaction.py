@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from cnn_gp.errors import UserError
 from cnn_gp.store import transaction
 from cnn_gp.store.transaction import Superseded, commit_together, finish
 
@@ -109,7 +110,7 @@ def test_what_cannot_be_written_changes_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match=r"r\.json can't be written \(No space left on device\): free some"):
             commit_together(tmp_path, "r.json", AFTER, seen=b"old")
     assert contents(tmp_path) == BEFORE
     assert not list(tmp_path.glob(".*staging"))
