@@ -99,7 +99,7 @@ class ResultFiles:
         :raises UserError: where they aren't there, aren't those that were written with it, or can't be read.
         """
         if result.files is None:
-            return read_npz(self.arrays_path, "start classify_gp.py again with --overwrite")
+            return read_npz(self.arrays_path, "start classify_gp.py again with the same flags and --overwrite")
         try:
             content = self._read_other(result, self.arrays_path.name)
         except Damaged as reason:
@@ -116,7 +116,7 @@ class ResultFiles:
         :raises UserError: where there is none, or it is of another run, or not what was written.
         """
         result = self.read()
-        remedy = "start classify_gp.py again with --overwrite"
+        remedy = "start classify_gp.py again with the same flags and --overwrite"
         if result is None:
             raise UserError(f"There is no {self.json_path}: start classify_gp.py first, or check --csv_dir.")
         if result.fingerprint != fingerprint:
@@ -154,8 +154,9 @@ class ResultFiles:
         check_writable(self.folder)
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes of this host left in the folder."""
-        remove_leftovers(self.folder)
+        """Remove what killed processes of this host left in the folder, or above it where it wasn't there yet."""
+        for folder in (self.folder, self.folder.parent):
+            remove_leftovers(folder)
 
     def write(self, result: Result, arrays: dict[str, np.ndarray], seen: bytes | None) -> bytes:
         """

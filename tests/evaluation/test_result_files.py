@@ -131,7 +131,7 @@ def test_the_solution_is_that_of_the_run(tmp_path):
         files.solution("ab")
     files.write(PLAIN, ARRAYS, None)
     np.testing.assert_array_equal(files.solution("ab"), np.eye(2))
-    said = r"computed from another kernel .* \(fingerprint ab, expected cd\): start classify_gp\.py again with --over"
+    said = r"computed from another kernel .* \(fingerprint ab, expected cd\): start classify_gp\.py .* --overwrite"
     with pytest.raises(UserError, match=said):
         files.solution("cd")
     files.write(PLAIN, {"alpha": np.array([[np.nan], [1.0]])}, files.content())

@@ -243,29 +243,6 @@ def test_other_data_sets_by_the_same_commands(tmp_path, dataset, write):
     assert (tmp_path / "runs" / "results" / "figures" / "resnet_gp_confusion.png").exists()
 
 
-def test_the_errors_are_on_disk_before_what_takes_longer(workdir, tmp_path, monkeypatch):
-    """A stop while variances are computed leaves a whole result without them."""
-    from cnn_gp.evaluation import classify
-    from cnn_gp.evaluation.result_files import ResultFiles
-
-    class Stop(Exception):
-        pass
-
-    def stop(*arguments):
-        raise Stop
-
-    monkeypatch.setattr(classify, "posterior_variances", stop)
-    files = ResultFiles(tmp_path, "convnet_gp")
-    request = classify.Request(60, 20, 30, variances=True)
-    with pytest.raises(Stop):
-        classify.classify(RunDirectory(workdir, "convnet_gp"), request, files, "none")
-    left = files.read()
-    full = ResultFiles(workdir / "results", "convnet_gp").read()
-    assert left.extras == () and left.scores is None
-    assert (left.test_error, left.settings) == (full.test_error, replace(full.settings, noise_asked=(0.0,)))
-    assert files.csv_path.exists() and files.read_arrays(left)["alpha"].shape == (60, 10)
-
-
 def test_no_place_on_this_machine_is_recorded(workdir, tmp_path):
     flags = ["--path", str(workdir), "--model", "random", "--seed", "1", "--csv_dir", str(tmp_path), "--nospectrum"]
     process = script("classify_gp", *flags)

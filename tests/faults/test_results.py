@@ -1,0 +1,200 @@
+"""Results of killed, concurrent and mistaken programs: whole ones of before or of after, never mixed or poorer."""
+
+import functools
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from helpers.forked import run_forked
+from helpers.killing import KILLED, kill_before
+
+MODEL = "--run_name=small"
+STAGE_1 = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_max=25", "--model=convnet_gp", MODEL]
+#: What isn't a number that classify finds: it differs from one process to the next.
+OTHER = {"id", "files", "sha256", "command", "times", "peak_memory_bytes"}
+
+
+def ended_well(name, *flags, **options):
+    ended = run_forked(name, *flags, **options)
+    assert ended.status == 0, ended.stderr
+    return ended
+
+
+def refused(ended, said):
+    assert ended.is_one_line and said in ended.stderr, ended
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run without a result, and images to predict."""
+    workdir = tmp_path_factory.mktemp("run")
+    np.savez(workdir / "new.npz", x=np.random.default_rng(0).random((3, 8, 8)).astype(np.float32))
+    ended_well("save_kernels", *STAGE_1, f"--path={workdir}")
+    return workdir
+
+
+@pytest.fixture
+def workdir(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "workdir")
+
+
+def classify(workdir, *flags, **options):
+    return run_forked("classify_gp", f"--path={workdir}", MODEL, *flags, **options)
+
+
+def numbers(workdir):
+    """What the result's files hold, where they belong together; None where there is none."""
+    path = workdir / "results" / "small.json"
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    with np.load(workdir / "results" / "small_predictions.npz") as arrays:
+        kept = {name: arrays[name].tobytes() for name in arrays}
+        assert len(arrays["alpha"]) == values["N_train"]
+    return {key: value for key, value in values.items() if key not in OTHER}, kept
+
+
+def predicted(workdir):
+    """What predict.py writes; None where it refuses, in one line."""
+    flags = [f"--path={workdir}", MODEL, f"--images={workdir}/new.npz", f"--out={workdir}/new.csv", "--overwrite"]
+    ended = run_forked("predict", *flags)
+    if ended.status != 0:
+        refused(ended, "start classify_gp.py")
+        return None
+    return (workdir / "new.csv").read_text()
+
+
+def reported(workdir):
+    """The table that report.py prints; None where it refuses, in one line."""
+    ended = run_forked("report", f"--path={workdir}", "--nofigures")
+    if ended.status != 0:
+        refused(ended, "There are no results")
+        return None
+    return ended.stdout
+
+
+def seen_by_all(workdir):
+    """What report and predict say of the result, then its files' content."""
+    return reported(workdir), predicted(workdir), numbers(workdir)
+
+
+def test_a_result_of_another_kernel_is_refused(workdir):
+    """As an error of stage 1 advises: the folder is deleted, and the run is computed with other hyperparameters."""
+    assert classify(workdir).status == 0
+    assert predicted(workdir) is not None
+    shutil.rmtree(workdir / "small")
+    (workdir / "small.h5").unlink()
+    ended_well("save_kernels", *STAGE_1, f"--path={workdir}", "--var_weight=2")
+    flags = [f"--path={workdir}", MODEL, f"--images={workdir}/new.npz", f"--out={workdir}/other.csv"]
+    refused(run_forked("predict", *flags), "small.json was computed from another kernel than the one that is there now")
+    assert not (workdir / "other.csv").exists()
+    refused(classify(workdir), "small.json holds another result (fingerprint is")
+    assert classify(workdir, "--overwrite").status == 0
+    ended_well("predict", *flags)
+
+
+def test_a_damaged_file_of_a_result_is_made_again_with_all_that_was_there(workdir):
+    asked = ["--variances", "--learning_curve=20,60", "--leave_one_out"]
+    assert classify(workdir, *asked).status == 0
+    whole = seen_by_all(workdir)
+    for name in ("small_predictions.npz", "small.csv", "small_learning_curve.csv"):
+        path = workdir / "results" / name
+        content = path.read_bytes()
+        for damaged in (content[:-1], None):
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            if name == "small_predictions.npz":
+                assert predicted(workdir) is None
+            ended = classify(workdir)
+            assert ended.status == 0 and "it is computed again" in ended.stdout
+            assert path.exists() and seen_by_all(workdir) == whole
+
+
+def test_of_two_programs_with_other_settings_one_is_refused(workdir):
+    """Whichever comes second: while the first is at work, or after it."""
+    for number in range(6):
+        folder = f"--csv_dir=results_{number}"
+        with ThreadPoolExecutor(2) as pool:
+            started = [pool.submit(classify, workdir, f"--N_train={N}", folder, "--variances") for N in (60, 40)]
+        both = [future.result() for future in started]
+        assert sorted(ended.status for ended in both) == [0, 1], both
+        (loser,) = (ended for ended in both if ended.status == 1)
+        assert loser.is_one_line, loser.stderr
+        winners = (60, 40)[both.index(loser) == 0]
+        shutil.rmtree(workdir / "results", ignore_errors=True)
+        (workdir / f"results_{number}").rename(workdir / "results")
+        values, _ = numbers(workdir)
+        assert (values["N_train"], values["extras"]) == (winners, ["variances"])
+        assert "is there already" in classify(workdir, f"--N_train={winners}", "--variances").stdout
+
+
+def killed_at_every_operation(workdir, before, flags, after, tmp_path):
+    """
+    classify_gp.py, ended before each of its file operations in turn.
+
+    :param before: what all programs see before it began.
+    :param after: what they see once it was started again and ended.
+    :return: the different things that they saw after a kill.
+    """
+    seen = []
+    for number in range(200):
+        copy = shutil.copytree(workdir, tmp_path / str(number))
+        ended = classify(copy, *flags, before=functools.partial(kill_before, number, str(copy)))
+        assert ended.status in (0, KILLED), ended.stderr
+        assert ended.status != KILLED or not ended.stderr
+        found = seen_by_all(copy)
+        if found not in seen:
+            seen.append(found)
+        again = classify(copy, *flags)
+        assert again.status == 0, again.stderr
+        assert seen_by_all(copy) == after, number
+        left = {path.name for folder in (copy, copy / "results") for path in folder.glob(".*")}
+        assert left == {".small.json.lock"}, (number, left)
+        shutil.rmtree(copy)
+        if ended.status == 0:
+            assert found == after
+            break
+    else:
+        pytest.fail("it never ended")
+    assert number > 10 and seen[0] == before and seen[-1] == after
+    return seen
+
+
+@pytest.fixture(scope="module")
+def expected(run, tmp_path_factory):
+    """What all programs see of the results that the kills are to lead to, by their flags."""
+
+    @functools.cache
+    def see(*flags):
+        workdir = shutil.copytree(run, tmp_path_factory.mktemp("expected") / "workdir")
+        assert classify(workdir, *flags).status == 0
+        return seen_by_all(workdir)
+
+    return see
+
+
+@pytest.mark.kills
+def test_killed_at_any_moment_a_first_result_is_whole(workdir, expected, tmp_path):
+    seen = killed_at_every_operation(workdir, (None,) * 3, ["--variances"], expected("--variances"), tmp_path)
+    # Nothing, the errors, and all.
+    assert seen == [(None,) * 3, expected(), expected("--variances")]
+
+
+@pytest.mark.kills
+def test_killed_at_any_moment_a_result_is_replaced_or_kept(workdir, expected, tmp_path):
+    assert classify(workdir, "--variances").status == 0
+    flags = ["--overwrite", "--N_train=40", "--leave_one_out"]
+    before, after = expected("--variances"), expected("--N_train=40", "--leave_one_out")
+    assert killed_at_every_operation(workdir, before, flags, after, tmp_path) == [before, after]
+
+
+@pytest.mark.kills
+def test_killed_at_any_moment_one_more_extra_loses_none(workdir, expected, tmp_path):
+    had = ["--leave_one_out", "--learning_curve=20,60"]
+    assert classify(workdir, *had).status == 0
+    before, after = expected(*had), expected(*had, "--variances")
+    assert killed_at_every_operation(workdir, before, ["--variances"], after, tmp_path) == [before, after]
