@@ -7,6 +7,7 @@ The images are the array `x` (or `x_test`) of an .npz file, [N, H, W], [N, H, W,
 8-bit ones are divided by 255. Nothing is factorised again.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from absl import flags
 from cnn_gp import cli, shared_flags
 from cnn_gp.data.images import in_words, range_warning
 from cnn_gp.errors import UserError
-from cnn_gp.evaluation.files import write_file
 from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
 from cnn_gp.evaluation.result_files import ResultFiles
+from cnn_gp.store.atomic import remove_leftovers, write_atomically
 
 FLAGS = flags.FLAGS
 shared_flags.define_run()
@@ -30,7 +31,7 @@ flags.DEFINE_bool("overwrite", False, "Replace the file if it is there.")
 def main() -> None:
     """Parse the flags, compute the kernel, write the classes and means."""
     out = Path(FLAGS.out)
-    if out.exists() and not FLAGS.overwrite:
+    if os.path.exists(out) and not FLAGS.overwrite:
         raise UserError(f"{out} is there already: give --overwrite, or another --out.")
     run = shared_flags.run_directory()
     description = run.description()
@@ -44,7 +45,8 @@ def main() -> None:
         from cnn_gp.kernels.description import kernel_from_description
 
         kernel = kernel_from_description(description.kernel)
-    write_file(out, means_csv(posterior_means(kernel, X, training, alpha)))
+    remove_leftovers(out.parent)
+    write_atomically(out, means_csv(posterior_means(kernel, X, training, alpha)))
     print(f"{len(X):,} images are classified: {out}")
 
 

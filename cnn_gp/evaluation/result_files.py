@@ -185,8 +185,13 @@ class ResultFiles:
 
 def read_all(folder: str | os.PathLike) -> list[Result]:
     """The results in a folder, by run name. :raises UserError: where one of them can't be read."""
-    finish_all(Path(folder))
-    found = [ResultFiles(path.parent, path.stem).read() for path in sorted(Path(folder).glob("[!.]*.json"))]
+    folder = Path(folder)
+    try:
+        finish_all(folder)
+        paths = sorted(folder.glob("[!.]*.json"))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    found = [ResultFiles(folder, path.stem).read() for path in paths]
     return [result for result in found if result is not None]
 
 

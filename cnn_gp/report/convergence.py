@@ -15,8 +15,8 @@ import numpy as np
 from scipy import stats
 
 from ..errors import UserError
-from ..evaluation.files import write_file
 from ..npz import npz_bytes, read_npz
+from ..store.atomic import write_atomically
 
 if TYPE_CHECKING:
     from ..kernels.nngp import NNGPKernel
@@ -115,7 +115,7 @@ class Samples:
             "moments": self.moments,
             "squares": self.squares,
         }
-        write_file(self.path, npz_bytes(arrays))
+        write_atomically(self.path, npz_bytes(arrays))
 
     def _read(self) -> None:
         arrays = read_npz(self.path, "delete it, and it is drawn again")

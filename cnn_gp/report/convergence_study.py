@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..engines.gram import gram
-from ..evaluation.files import write_file
 from ..evaluation.tables import to_csv
 from ..progress import Progress
 from ..provenance import software
+from ..store.atomic import remove_leftovers, write_atomically
 from . import figures
 from .convergence import Plan, Samples, Summary, summary
 
@@ -62,6 +62,7 @@ def converge(
     :return: a summary for each width.
     :raises UserError: where the folder holds other samples of these names, or can't be written.
     """
+    remove_leftovers(folder)
     samples = []
     for width in study.widths:
         samples.append(Samples(folder / f"{name}_width_{width}.npz", study.plan(kernel, width)))
@@ -76,7 +77,8 @@ def converge(
         say(str(folder / f"{name}.{kind}"))
     summaries = [summary(s, K) for s in samples]
     rows = [vars(of_width) for of_width in summaries]
-    write_file(folder / f"{name}.csv", to_csv({key: f"{value:.6g}" for key, value in row.items()} for row in rows))
+    cells = ({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
+    write_atomically(folder / f"{name}.csv", to_csv(cells))
     record = {
         "model": name,
         "widths": rows,
@@ -87,5 +89,5 @@ def converge(
         "command": command,
         "versions": software(),
     }
-    write_file(folder / f"{name}.json", json.dumps(record, indent=2))
+    write_atomically(folder / f"{name}.json", json.dumps(record, indent=2))
     return summaries

@@ -10,11 +10,11 @@ from scipy import stats
 from sklearn import metrics
 
 from ..errors import UserError
-from ..evaluation.files import write_file
 from ..evaluation.hyperparameters import PerAxis
 from ..evaluation.metrics import rejection, reliability
 from ..evaluation.results import Result
 from ..regression.learning_curve import Point
+from ..store.atomic import write_atomically
 from .convergence import Samples, standardised
 
 try:
@@ -41,7 +41,7 @@ def save(figure: Figure, path: Path) -> None:
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-    write_file(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def _percent_ticks(axes: Axes) -> None:

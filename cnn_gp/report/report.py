@@ -10,12 +10,12 @@ import numpy as np
 from ..errors import UserError
 from ..evaluation import search_table
 from ..evaluation.errors_table import errors_as_markdown, percent
-from ..evaluation.files import write_file
 from ..evaluation.result_files import ResultFiles
 from ..evaluation.results import Result
 from ..evaluation.tables import to_csv, to_markdown
 from ..kernels.random_search import shrunk_seeds
 from ..progress import duration
+from ..store.atomic import remove_leftovers, write_atomically
 from ..store.run_directory import RunDirectory
 from . import figures
 
@@ -70,11 +70,13 @@ def write_report(workdir: Path, folder: Path, results: list[Result]) -> Path:
     """
     page = folder / "report.md"
     _check_ours(page)
+    for place in (folder, folder / "figures"):
+        remove_leftovers(place)
     report = _Report(workdir, folder, results)
     paragraphs = [MARKER, "# Results", errors_as_markdown(results)]
     for section in _SECTIONS:
         paragraphs += section(report)
-    write_file(page, "\n\n".join(paragraphs) + "\n")
+    write_atomically(page, "\n\n".join(paragraphs) + "\n")
     return page
 
 
@@ -105,7 +107,7 @@ def _random_search(report: _Report) -> list[str]:
         return []
     best = min(searched, key=lambda r: r.validation_error)
     rows = search_table.rows(searched)
-    write_file(report.folder / "random_search.csv", to_csv(rows))
+    write_atomically(report.folder / "random_search.csv", to_csv(rows))
     figure = figures.random_search(searched)
     input_shape = best.kernel["input_shape"]
     size = " x ".join(map(str, input_shape[1:]))

@@ -3,14 +3,12 @@
 import contextlib
 import errno
 import hashlib
-import io
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import UserError
 from ..processes import host_id, started
@@ -66,16 +64,12 @@ def _first_file(path: Path) -> Path:
     return next((place for place in (*reversed(path.parents), path) if place.is_file()), path)
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """
     Write a file, in place of one that may be there; its folders are made.
 
     :raises UserError: where it can't be written; nothing is left behind, and what was there stays.
     """
-    if callable(content):
-        buffer = io.BytesIO()
-        content(buffer)
-        content = buffer.getvalue()
     try:
         make_folder(path.parent)
         with _temporary(path, content) as temporary:
@@ -156,9 +150,14 @@ def temporary_path(path: Path, kind: str) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files and folders in a folder that processes of this host left when they were killed."""
     pattern = re.compile(rf"\..+\.{_host()}\.(\d+)\.[0-9a-f]{{12}}\.(tmp|staging)")
-    for path in folder.glob(".*"):
-        match = pattern.fullmatch(path.name)
+    try:
+        matches = [pattern.fullmatch(path.name) for path in folder.iterdir()]
+    except OSError:
+        # It isn't there, or this program may not read it.
+        return
+    for match in matches:
         if match and started(int(match[1])) is None:
+            path = folder / match[0]
             with contextlib.suppress(OSError):
                 if match[2] == "staging":
                     shutil.rmtree(path)

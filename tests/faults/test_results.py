@@ -114,6 +114,20 @@ def test_a_damaged_file_of_a_result_is_made_again_with_all_that_was_there(workdi
             assert path.exists() and seen_by_all(workdir) == whole
 
 
+def test_places_that_cant_be_results_are_refused(workdir):
+    (workdir / "file").write_text("")
+    (workdir / "results").mkdir()
+    (workdir / "results" / "small.json").mkdir()
+    for place in ("x" * 300, "file", "results"):
+        folder = f"--csv_dir={place}"
+        predict = ["predict", MODEL, f"--images={workdir}/new.npz", f"--out={workdir}/new.csv"]
+        for name, *flags in (["classify_gp", MODEL], ["report"], predict):
+            ended = run_forked(name, *flags, f"--path={workdir}", folder)
+            assert ended.is_one_line, (place, ended)
+    ended = run_forked(*predict[:-1], f"--out={workdir}/{'x' * 300}", f"--path={workdir}")
+    assert ended.is_one_line, ended
+
+
 def test_of_two_programs_with_other_settings_one_is_refused(workdir):
     """Whichever comes second: while the first is at work, or after it."""
     for number in range(6):
@@ -190,6 +204,34 @@ def test_killed_at_any_moment_a_result_is_replaced_or_kept(workdir, expected, tm
     flags = ["--overwrite", "--N_train=40", "--leave_one_out"]
     before, after = expected("--variances"), expected("--N_train=40", "--leave_one_out")
     assert killed_at_every_operation(workdir, before, flags, after, tmp_path) == [before, after]
+
+
+@pytest.mark.kills
+def test_what_killed_predictions_and_reports_leave_is_removed_by_the_next(workdir):
+    assert classify(workdir, "--variances").status == 0
+    results = workdir / "results"
+    out = workdir / "predictions" / "new.csv"
+    commands = {
+        "predict": [f"--path={workdir}", MODEL, f"--images={workdir}/new.npz", f"--out={out}", "--overwrite"],
+        "report": [f"--path={workdir}"],
+    }
+    written = {
+        "predict": lambda: out.read_bytes(),
+        "report": lambda: {path: path.read_bytes() for path in (results / "figures").glob("[!.]*")},
+    }
+    for name, flags in commands.items():
+        ended_well(name, *flags)
+        whole = written[name]()
+        left = []
+        # A new folder or a flush, then the open, the flush and the rename of each file.
+        for number in range(6):
+            ended = run_forked(name, *flags, before=functools.partial(kill_before, number, str(workdir)))
+            assert ended.status == KILLED, ended.stderr
+            left += [path for path in workdir.rglob(".*.tmp") if path not in left]
+        assert left
+        ended_well(name, *flags)
+        assert written[name]() == whole
+        assert {path.name for path in workdir.rglob(".*")} == {".small.json.lock"}
 
 
 @pytest.mark.kills
