@@ -16,11 +16,13 @@ DATA_DIR=${DATA_DIR:-}            # folder of the data set's files; empty: Keras
 N_TRAIN=${N_TRAIN:-}              # training, validation and test images; empty: the data set's own numbers
 N_VALI=${N_VALI:-}
 N_TEST=${N_TEST:-}
-N_MAX=${N_MAX:-200}               # images on a side of a block
+N_MAX=${N_MAX:-200}               # images on a side of a tile
 N_GPUS=${N_GPUS:-0}               # GPUs; 0: the CPU
 WORKDIR=${WORKDIR:-runs/$(basename "$DATASET" .npz)}
 SEEDS=${SEEDS-1 12 13 36 47}      # seeds of the random search; empty: none
 MODELS=${MODELS-convnet_gp residual_cnn_gp resnet_gp}
+KERNELS=${KERNELS:-nngp}          # nngp, ntk: of each of the networks above
+POOLS=${POOLS:-none}              # average pools before the first dense layer: none, global, or pixels on a side
 KEEP_TILES=${KEEP_TILES:-1}       # 0: delete a run's tiles once its result is verified
 EXTRAS=${EXTRAS---variances --leave_one_out --learning_curve=auto}   # of classify_gp.py; empty: errors only
 PYTHON=${PYTHON:-python}
@@ -38,9 +40,22 @@ keep=--keep_tiles
 
 runs=$(echo $SEEDS $MODELS | tr ' ' ',')
 [[ -n $runs ]] || { echo "error: SEEDS and MODELS are both empty; name at least one run." >&2; exit 1; }
-"$PYTHON" scripts/job_size.py "${data[@]}" --runs="$runs"
+"$PYTHON" scripts/job_size.py "${data[@]}" --runs="$runs" --kernel="${KERNELS// /,}" --pool="${POOLS// /,}"
 
 shrunk=()
+# run_each NAME FLAGS...: both stages of a network's runs, with each pool and kernel.
+run_each() {
+    local pool kernel name
+    for pool in $POOLS; do
+        for kernel in $KERNELS; do
+            name=$1
+            [[ $pool == none ]] || name+=_pool_$pool
+            [[ $kernel == nngp ]] || name+=_$kernel
+            run_one "$name" "${@:2}" --pool="$pool" --kernel="$kernel"
+        done
+    done
+}
+
 # run_one NAME FLAGS...: both stages of one run. Where its result is there, stage 2 only checks and prints it.
 run_one() {
     local name=$1 status=0
@@ -59,10 +74,10 @@ run_one() {
 }
 
 for seed in $SEEDS; do
-    run_one "$(printf 'seed_%02d' "$seed")" --model=random --seed="$seed"
+    run_each "$(printf 'seed_%02d' "$seed")" --model=random --seed="$seed"
 done
 for model in $MODELS; do
-    run_one "$model" --model="$model"
+    run_each "$model" --model="$model"
 done
 
 echo

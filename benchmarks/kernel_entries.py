@@ -26,12 +26,12 @@ from cnn_gp.data import datasets
 from cnn_gp.engines.engine import Engine
 from cnn_gp.engines.fused.engine import FusedEngine
 from cnn_gp.errors import UserError
-from cnn_gp.kernels.architectures import MODELS, build_kernel
+from cnn_gp.kernels.architectures import PAPER_MODELS, build_kernel
 from cnn_gp.provenance import processor, software
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it synthetic images.")
-flags.DEFINE_list("models", list(MODELS[:-1]), "The kernels.")
+flags.DEFINE_list("models", list(PAPER_MODELS), "The kernels.")
 flags.DEFINE_list("cores", ["1", "2"], "Numbers of cores to measure on; 0 means GPUs (--n_gpus).")
 flags.DEFINE_list("batches", ["16"], "Images on a side of the tensorflow engine's batch, each measured.")
 flags.DEFINE_integer("n_gpus", 0, "With --cores=0: GPUs to use.")

@@ -5,7 +5,7 @@ from typing import Any
 from absl import flags
 
 from .data.datasets import DATASETS
-from .kernels.architectures import MODELS, run_name
+from .kernels.architectures import KERNELS, MODELS, Pool, parse_pool, run_name
 from .store.run_directory import RunDirectory
 from .store.tiling import DEFAULT_N_MAX
 
@@ -19,17 +19,35 @@ def define_path() -> None:
 
 
 def define_run() -> None:
-    """--path, and the name of a run in it: --model and --seed, or --run_name."""
+    """--path, and the name of a run in it: --model, --seed, --kernel and --pool, or --run_name."""
     define_path()
     flags.DEFINE_enum("model", "resnet_gp", MODELS, "The kernel; 'random' is the random search's network of --seed.")
     flags.DEFINE_integer("seed", 53, "With --model=random: the seed of the draw (the paper: 1 to 60 and 1234).")
-    flags.DEFINE_string("run_name", None, "The run's name; by default the model's, or seed_NN.")
+    define_kernel()
+    flags.DEFINE_string(
+        "run_name", None, "The run's name; by default the model's, or seed_NN, followed by the pool and the kernel."
+    )
+
+
+def define_kernel() -> None:
+    """--kernel and --pool"""
+    flags.DEFINE_enum("kernel", "nngp", KERNELS, "The Gaussian process's kernel, or the neural tangent kernel.")
+    flags.DEFINE_string(
+        "pool",
+        "none",
+        "Average pool before the first dense layer: none, global, or its pixels on a side (stride 1, SAME).",
+    )
+
+
+def pool() -> Pool | None:
+    """The pool that the flag of :func:`define_kernel` asks for. :raises UserError: where it isn't one."""
+    return parse_pool(flags.FLAGS.pool)
 
 
 def run_directory() -> RunDirectory:
     """The run that the flags of :func:`define_run` name."""
     FLAGS = flags.FLAGS
-    return RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed))
+    return RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed, FLAGS.kernel, pool()))
 
 
 def define_csv_dir() -> None:

@@ -6,15 +6,18 @@ How large a job is, before it starts: kernel entries, disk and time for each run
 The time is an estimate: that of a small network, measured here in a few seconds, times the number of covariances.
 """
 
+import itertools
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 
 from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
+from cnn_gp.engines.choice import choose_engine, make_engine
 from cnn_gp.errors import ShrunkMapError, UserError
-from cnn_gp.kernels.architectures import MODELS, build_kernel, run_name
+from cnn_gp.kernels.architectures import KERNELS, MODELS, build_kernel, parse_pool, run_name
 from cnn_gp.progress import duration
 from cnn_gp.store.tiling import Tiling
 
@@ -22,8 +25,13 @@ FLAGS = flags.FLAGS
 shared_flags.define_data_set()
 shared_flags.define_sizes()
 flags.DEFINE_list("runs", None, "Models and seeds of the random search, separated by commas.", required=True)
+flags.DEFINE_list("kernel", ["nngp"], f"Some of {', '.join(KERNELS)}.")
+flags.DEFINE_list("pool", ["none"], "Pools before the first dense layer: none, global, or pixels on a side.")
 shared_flags.define_n_max()
 shared_flags.define_devices()
+
+if TYPE_CHECKING:
+    from cnn_gp.kernels.network_kernel import NetworkKernel
 
 
 def main() -> None:
@@ -36,21 +44,24 @@ def main() -> None:
         from cnn_gp.engines.tensorflow import configure
 
         configure(FLAGS.n_gpus)
-        per_covariance = _seconds_per_covariance(data, FLAGS.n_gpus)
-    print(f"{data.name}: {tiling.entries:,} kernel entries and {gigabytes:.3f} GB for each run")
+    print(f"{data.name}: {tiling.entries:,} kernel entries and {gigabytes:.3f} GB for each run", flush=True)
     seconds = 0.0
     n_runs = 0
-    for item in FLAGS.runs:
+    for item, pool, which in itertools.product(FLAGS.runs, map(parse_pool, FLAGS.pool), FLAGS.kernel):
         model, seed = _model_and_seed(item)
-        name = run_name(model, seed)
+        name = run_name(model, seed, which, pool)
         try:
-            kernel = build_kernel(model, data.image_shape, seed=seed)
+            kernel = build_kernel(model, data.image_shape, seed=seed, kernel=which, pool=pool)
         except ShrunkMapError:
             print(f"  {name:16} shrinks below one pixel: no kernel")
             continue
-        n_covariances = kernel.network.n_covariances(tuple(data.image_shape[1:]))
-        estimate = per_covariance * n_covariances * tiling.entries
-        print(f"  {name:16} {n_covariances:7,} covariances per entry, about {duration(estimate)}")
+        with cli.without_startup_messages():
+            estimate = _seconds_per_covariance(kernel, data) * kernel.n_covariances * tiling.entries
+        pools = f" of {kernel.n_displacements:,} displacements" if kernel.n_displacements > 1 else ""
+        print(
+            f"  {name:16} {kernel.n_covariances:7,} covariances{pools} per entry, about {duration(estimate)}",
+            flush=True,
+        )
         seconds += estimate
         n_runs += 1
     print(
@@ -67,23 +78,38 @@ def _model_and_seed(item: str) -> tuple[str, int]:
     return item, 0
 
 
-def _seconds_per_covariance(data: datasets.Dataset, n_gpus: int) -> float:
-    """What one covariance of one layer costs on this machine, on images of this size, in a network of six layers."""
-    from cnn_gp.engines.choice import make_engine
-    from cnn_gp.engines.tensorflow import default_batch_size
-    from cnn_gp.kernels.deep import DeepKernel
-    from cnn_gp.kernels.layers import ExReLU
+def _seconds_per_covariance(kernel: "NetworkKernel", data: datasets.Dataset) -> float:
+    """What a covariance of one layer costs on this machine, by the engine that computes a kernel."""
+    engine = choose_engine("auto", kernel, n_gpus=FLAGS.n_gpus).name
+    kind = engine, type(kernel).__name__ == "NTKKernel", kernel.n_displacements > 1
+    if kind not in _MEASURED:
+        _MEASURED[kind] = _measured(*kind, data)
+    return _MEASURED[kind]
 
-    kernel = DeepKernel(data.image_shape, [3] * 6, ExReLU())
-    batch_size = FLAGS.batch_size or default_batch_size(n_gpus, FLAGS.n_max)
-    engine = make_engine("auto", kernel, n_gpus=n_gpus, batch_size=batch_size)
+
+#: Of each engine, for the neural tangent kernel or the other, with pooling or without.
+_MEASURED: dict[tuple[str, bool, bool], float] = {}
+
+
+def _measured(engine_name: str, ntk: bool, pooled: bool, data: datasets.Dataset) -> float:
+    """The same of a network of six layers, and a small pool, on images of this size."""
+    from cnn_gp.engines.tensorflow import default_batch_size
+    from cnn_gp.kernels.layers import AvgPool, Conv, Dense, ExReLU, Sequential
+    from cnn_gp.kernels.nngp import NNGPKernel
+    from cnn_gp.kernels.ntk import NTKKernel
+
+    pool = [AvgPool(2, 1, "SAME")] if pooled and len(data.image_shape) > 1 else []
+    network = Sequential(*(layer for _ in range(6) for layer in (Conv(3), ExReLU())), *pool, Dense())
+    kernel = (NTKKernel if ntk else NNGPKernel)(network, data.image_shape)
+    batch_size = FLAGS.batch_size or default_batch_size(FLAGS.n_gpus, FLAGS.n_max)
+    engine = make_engine(engine_name, kernel, n_gpus=FLAGS.n_gpus, batch_size=batch_size)
     # On the CPU enough for every core to have some.
-    X = np.resize(data.X.astype(np.float32), (batch_size if n_gpus else 256, data.X.shape[1]))
+    n_images = batch_size if FLAGS.n_gpus else 64 if pooled else 256
+    X = np.resize(data.X.astype(np.float32), (n_images, data.X.shape[1]))
     engine.matrix(X, X)
     start = time.perf_counter()
     engine.matrix(X, X)
-    elapsed = time.perf_counter() - start
-    return elapsed / (len(X) ** 2 * kernel.network.n_covariances(tuple(data.image_shape[1:])))
+    return (time.perf_counter() - start) / (n_images**2 * kernel.n_covariances)
 
 
 if __name__ == "__main__":

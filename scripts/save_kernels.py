@@ -41,12 +41,12 @@ flags.DEFINE_float("claim_timeout", TIMEOUT, "Seconds without a sign of life aft
 flags.DEFINE_bool("status", False, "Only say what is done, missing and at work (--path, and --model or --run_name).")
 flags.DEFINE_bool("verify", False, "Check every byte of the parts, images and labels that are there, and of the view.")
 
-#: The flags that are arguments of cnn_gp.build_kernel.
-KERNEL_FLAGS = "allow_skip skip_rule depth n_blocks var_weight var_bias multiply_by_sqrt2".split()
+#: The flags that are further arguments of cnn_gp.build_kernel.
+ARGUMENTS = "allow_skip skip_rule depth n_blocks var_weight var_bias multiply_by_sqrt2".split()
 
 #: The flags that are the request's fields of the same name.
 REQUEST_FLAGS = (
-    "path model seed run_name dataset data_dir n_max float_type engine n_gpus batch_size n_threads scheduler "
+    "path model seed kernel run_name dataset data_dir n_max float_type engine n_gpus batch_size n_threads scheduler "
     "claim_timeout verify"
 ).split()
 
@@ -57,8 +57,9 @@ def main() -> None:
         print(status(shared_flags.run_directory(), FLAGS.verify))
         return
     fields: dict[str, Any] = {name: FLAGS[name].value for name in REQUEST_FLAGS}
-    kernel_arguments = {name: FLAGS[name].value for name in KERNEL_FLAGS}
-    request = Request(**fields, **shared_flags.sizes(), kernel_arguments=kernel_arguments, shard=_shard(FLAGS.shard))
+    kernel_arguments = {name: FLAGS[name].value for name in ARGUMENTS}
+    fields |= {**shared_flags.sizes(), "pool": shared_flags.pool(), "shard": _shard(FLAGS.shard)}
+    request = Request(**fields, kernel_arguments=kernel_arguments)
     compute_kernels(request, functools.partial(print, flush=True))
 
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..cli import without_startup_messages
 from ..cluster import connect
@@ -13,7 +13,7 @@ from ..data import datasets
 from ..data.datasets import Dataset
 from ..engines.choice import Choice, choose_engine, engine_on_device
 from ..errors import UserError
-from ..kernels.architectures import MODELS, build_kernel, run_name
+from ..kernels.architectures import MODELS, Pool, build_kernel, run_name
 from ..store.description import Description
 from ..store.run_directory import RunDirectory
 from ..store.tiling import DEFAULT_N_MAX
@@ -21,6 +21,9 @@ from .claims import TIMEOUT
 from .scheduler import compute_run
 from .status import ENGINES_DIFFER, in_words, parts_by_engine
 from .worker import Job
+
+if TYPE_CHECKING:
+    from ..kernels.network_kernel import NetworkKernel
 
 Say = Callable[[str], None]
 
@@ -48,10 +51,14 @@ class Request:
     model: str = "resnet_gp"
     seed: int = 53
     """Of the model "random"."""
+    kernel: str = "nngp"
+    """"nngp" or "ntk"."""
+    pool: Pool | None = None
+    """Pixels on a side of an average pool before the first dense layer, or "global"."""
     kernel_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Other keyword arguments of :func:`cnn_gp.build_kernel`."""
     run_name: str | None = None
-    """By default the model's, or ``seed_NN``."""
+    """By default the model's, or ``seed_NN``, followed by the pool and the kernel."""
     dataset: str = "digits"
     data_dir: str | Path | None = None
     N_train: int | None = None
@@ -88,14 +95,23 @@ class Request:
         for name in given:
             if _ONLY.get(name, self.model) != self.model:
                 raise UserError(f"--{name} is given for {self.model}; it is of --model={_ONLY[name]}: leave it out.")
-        if given and self.run_name in (None, run_name(self.model, self.seed), *MODELS):
+        if given and self.run_name in (None, self._models_name(), *MODELS):
             named = " and ".join(f"--{name}" for name in given)
             makes = "makes" if len(given) == 1 else "make"
             raise UserError(f"{named} {makes} another kernel than {self.model}'s: give it a --run_name of its own.")
 
     def run_directory(self) -> RunDirectory:
         """Where the run lies."""
-        return RunDirectory(self.path, self.run_name or run_name(self.model, self.seed))
+        return RunDirectory(self.path, self.run_name or self._models_name())
+
+    def _models_name(self) -> str:
+        return run_name(self.model, self.seed, self.kernel, self.pool)
+
+    def build_kernel(self, image_shape: Sequence[int], *, with_pool: bool = True) -> "NetworkKernel":
+        """The kernel for images of a shape; without the pool that is asked for, to compare."""
+        pool = self.pool if with_pool else None
+        arguments = dict(self.kernel_arguments, seed=self.seed, kernel=self.kernel, pool=pool)
+        return build_kernel(self.model, image_shape, **arguments)
 
 
 def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
@@ -125,12 +141,14 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
 
         # Several GPUs get a process each, and this one only hands out the work.
         configure(request.n_gpus, use=request.n_gpus <= 1 and request.scheduler is None)
-        kernel = build_kernel(request.model, data.image_shape, seed=request.seed, **request.kernel_arguments)
+        kernel = request.build_kernel(data.image_shape)
     choice = choose_engine(request.engine, kernel, n_gpus=request.n_gpus, float_type=request.float_type)
     description = Description.of(
         data, model=request.model, kernel=kernel.describe(), n_max=request.n_max, float_type=request.float_type
     )
     run.begin(description, data)
+    if kernel.n_displacements > 1:
+        say(_cost_of_pools(kernel, request.build_kernel(data.image_shape, with_pool=False)))
     _prepare(run, request, data, choice, say)
     make_engine = functools.partial(
         engine_on_device,
@@ -154,6 +172,14 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     else:
         say(f"Shard {request.shard[0]}/{request.shard[1]} of {run.name} is done; others are at work on the rest.")
     return run
+
+
+def _cost_of_pools(kernel: "NetworkKernel", without: "NetworkKernel") -> str:
+    """What average pooling costs, in words."""
+    cost = f"Average pooling needs {kernel.n_displacements:,} displacements between the images' pixels: an entry takes "
+    cost += f"{kernel.n_covariances:,} covariances"
+    ratio = kernel.n_covariances / without.n_covariances
+    return f"{cost}, {ratio:,.0f} times as many as without --pool." if ratio > 1 else f"{cost}."
 
 
 def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice, say: Say) -> None:

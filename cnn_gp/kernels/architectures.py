@@ -1,32 +1,54 @@
-"""The paper's kernels by name, and the random search that found two of them."""
+"""Kernels by name: the paper's, its random search's and Myrtle networks, with a pool or as neural tangent kernels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from .random_search import SkipRule, draw_architecture
 
 if TYPE_CHECKING:
+    from .layer import Layer
+    from .network_kernel import NetworkKernel
     from .nngp import NNGPKernel
 
+#: The paper's three networks.
+PAPER_MODELS = ("convnet_gp", "residual_cnn_gp", "resnet_gp")
 
 #: The models of the command line. "random" is the random search's draw of a seed.
-MODELS = ("convnet_gp", "residual_cnn_gp", "resnet_gp", "random")
+MODELS = (*PAPER_MODELS, "myrtle5", "myrtle7", "random")
+
+#: A network's kernels: of its Gaussian process, or of its training by gradient descent.
+KERNELS = ("nngp", "ntk")
+
+#: A pool before the readout: of so many pixels on a side, or of the whole map.
+Pool = int | Literal["global"]
 
 #: Errors on MNIST in %, validation and test, as the paper's authors report them.
 PAPER_ERRORS = {"convnet_gp": (0.71, 1.03), "residual_cnn_gp": (0.72, 0.96), "resnet_gp": (0.68, 0.84)}
 
 
-def run_name(model: str, seed: int) -> str:
-    """The name of a run's files: the model's, or ``seed_NN`` of the random search."""
-    return f"seed_{seed:02d}" if model == "random" else model
+def run_name(model: str, seed: int, kernel: str = "nngp", pool: Pool | None = None) -> str:
+    """The name of a run's files: ``resnet_gp``, ``seed_31`` of the random search, ``convnet_gp_pool_5_ntk``."""
+    name = f"seed_{seed:02d}" if model == "random" else model
+    return name + ("" if pool is None else f"_pool_{pool}") + ("" if kernel == "nngp" else f"_{kernel}")
+
+
+def parse_pool(text: str) -> Pool | None:
+    """The pool that a flag names: "none", "global" or a size. :raises UserError: for anything else."""
+    if text in ("none", "global"):
+        return None if text == "none" else "global"
+    if not (text.isdecimal() and len(text) < 5 and int(text)):
+        raise UserError(f"--pool is {text!r}; expected none, global, or how many pixels on a side: --pool=5.")
+    return int(text)
 
 
 def build_kernel(
     model: str,
     input_shape: Sequence[int],
     *,
+    kernel: str = "nngp",
+    pool: Pool | None = None,
     seed: int = 53,
     allow_skip: bool | None = None,
     skip_rule: SkipRule = "published",
@@ -35,22 +57,69 @@ def build_kernel(
     var_weight: float | None = None,
     var_bias: float | None = None,
     multiply_by_sqrt2: bool | None = None,
-) -> "NNGPKernel":
+) -> "NetworkKernel":
     """
-    A kernel of the paper, by name.
+    A kernel by the name of its network.
 
     :param model: "convnet_gp" (the random search's seed 31), "residual_cnn_gp" (seed 53), "resnet_gp", or "random" for
-        the network of ``seed``.
+        the network of ``seed``; "myrtle5" and "myrtle7" are those of Shankar et al. 2020 (arXiv:2003.02237).
     :param input_shape: [C, *positions] of the images.
+    :param kernel: "nngp", of the network's Gaussian process, or "ntk", its neural tangent kernel.
+    :param pool: an average pool before the first dense layer: of ``pool`` x ``pool`` pixels with stride 1 and padding
+        SAME, or "global", of the whole map. None: the network's own readout.
     :param depth: layers of the ResNet: 2 * n_blocks * n + 2 for n units in each of ``n_blocks`` blocks, whose strides
         are 1, 2, 2, ...
     :param var_weight, var_bias, multiply_by_sqrt2: in place of the model's own.
     :raises ShrunkMapError: where the network's map shrinks below one pixel on such images.
     """
-    if model not in MODELS:
-        raise UserError(f"The model is {model!r}; expected one of {', '.join(MODELS)}.")
+    for what, value, known in (("model", model, MODELS), ("kernel", kernel, KERNELS)):
+        if value not in known:
+            raise UserError(f"The {what} is {value!r}; expected one of {', '.join(known)}.")
     if model == "resnet_gp":
-        return _resnet(input_shape, depth, n_blocks, var_weight, var_bias, bool(multiply_by_sqrt2))
+        plain = _resnet(input_shape, depth, n_blocks, var_weight, var_bias, bool(multiply_by_sqrt2))
+    elif model in _MYRTLE:
+        plain = _myrtle(model, input_shape, var_weight, var_bias, bool(multiply_by_sqrt2))
+    else:
+        plain = _drawn(model, input_shape, seed, allow_skip, skip_rule, var_weight, var_bias, multiply_by_sqrt2)
+    if kernel == "nngp" and pool is None:
+        return plain
+    from .nngp import NNGPKernel
+    from .ntk import NTKKernel
+
+    network = plain.network if pool is None else _with_pool(plain, pool)
+    cls = NNGPKernel if kernel == "nngp" else NTKKernel
+    return cls(network, input_shape, name=run_name(model, seed, kernel, pool))
+
+
+def _with_pool(plain: "NNGPKernel", pool: Pool) -> "Layer":
+    """The network with an average pool before its first dense layer."""
+    from .layers import AvgPool, Dense, GlobalAvgPool, Sequential
+
+    assert isinstance(plain.network, Sequential)
+    layers = plain.network.layers
+    readout = next(i for i, layer in enumerate(layers) if isinstance(layer, Dense))
+    before = Sequential(*layers[:readout])
+    if max(before.output_positions(plain.input_shape[1:]), default=1) == 1:
+        raise UserError(
+            f"A pool ({pool}) is asked for where the map before the readout is one pixel; expected a map to pool: "
+            "leave the pool out."
+        )
+    return Sequential(
+        *before.layers, GlobalAvgPool() if pool == "global" else AvgPool(pool, 1, "SAME"), *layers[readout:]
+    )
+
+
+def _drawn(
+    model: str,
+    input_shape: Sequence[int],
+    seed: int,
+    allow_skip: bool | None,
+    skip_rule: SkipRule,
+    var_weight: float | None,
+    var_bias: float | None,
+    multiply_by_sqrt2: bool | None,
+) -> "NNGPKernel":
+    """A network of the random search."""
     fixed_seeds = {"convnet_gp": 31, "residual_cnn_gp": 53}
     if model == "random":
         architecture = draw_architecture(seed, allow_skip, skip_rule)
@@ -96,3 +165,35 @@ def _resnet(
         var_bias=0.0 if var_bias is None else var_bias,
         name="resnet_gp",
     )
+
+
+#: Convolutions in each of the three stages of a Myrtle network.
+_MYRTLE = {"myrtle5": (2, 1, 1), "myrtle7": (2, 2, 2)}
+
+
+def _myrtle(
+    model: str,
+    input_shape: Sequence[int],
+    var_weight: float | None,
+    var_bias: float | None,
+    multiply_by_sqrt2: bool,
+) -> "NNGPKernel":
+    """Three stages of 3x3 convolutions and ReLUs with a 2x2 average pool between, then the pool of the whole map."""
+    from .layer import variance_parameter
+    from .layers import AvgPool, Conv, Dense, ExReLU, GlobalAvgPool, Layer, Sequential
+    from .nngp import NNGPKernel
+
+    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
+        raise UserError(
+            f"The images of {model} have shape {list(input_shape)}; expected [channels, height, width] with at least "
+            "8 pixels on a side, which two pools of 2x2 leave two of."
+        )
+    weight = variance_parameter(2.0 if var_weight is None else var_weight)
+    bias = variance_parameter(0.0 if var_bias is None else var_bias)
+    layers: list[Layer] = []
+    for n in _MYRTLE[model]:
+        for _ in range(n):
+            conv = Conv(3, var_weight=weight, var_bias=bias, divide_by_patch=True)
+            layers += [conv, ExReLU(multiply_by_sqrt2=multiply_by_sqrt2)]
+        layers.append(AvgPool(2))
+    return NNGPKernel(Sequential(*layers[:-1], GlobalAvgPool(), Dense(weight, bias)), input_shape, name=model)

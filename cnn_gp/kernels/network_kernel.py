@@ -52,6 +52,16 @@ class NetworkKernel(gpflow.kernels.Kernel, metaclass=abc.ABCMeta):
         """D: the number of columns of X that make up an image."""
         return math.prod(self.input_shape)
 
+    @property
+    def n_covariances(self) -> int:
+        """How many covariances of all layers a pair of images takes: the time of an entry is about proportional."""
+        return self.network.n_covariances(self.input_shape[1:])
+
+    @property
+    def n_displacements(self) -> int:
+        """Between how many displacements of the images' pixels covariances are needed: 1 without pooling."""
+        return self.network.displacements(self.input_shape[1:], 1)
+
     def check_inputs(self, X: TensorType) -> None:
         """:raises UserError: where X [N, D] isn't float32 or float64, or D isn't :attr:`input_size`."""
         dtype = tf.as_dtype(X.dtype)

@@ -109,3 +109,4 @@ def test_the_runs_name():
     assert Request("runs", "random").run_directory().name == "seed_53"
     assert Request("runs", "random", seed=7).run_directory().name == "seed_07"
     assert Request("runs", "convnet_gp", run_name="other").run_directory().name == "other"
+    assert Request("runs", "convnet_gp", kernel="ntk", pool=5).run_directory().name == "convnet_gp_pool_5_ntk"

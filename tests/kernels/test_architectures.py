@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from cnn_gp import AvgPool, Conv, Dense, ExReLU, NNGPKernel, Sequential
 from cnn_gp.errors import ShrunkMapError, UserError
-from cnn_gp.kernels.architectures import build_kernel, run_name
+from cnn_gp.kernels.architectures import build_kernel, parse_pool, run_name
 from cnn_gp.kernels.random_search import SEARCH_SEEDS, draw_architecture
 from helpers.paths import GOLDEN
 
@@ -83,6 +84,61 @@ def test_run_names():
         "seed_1234",
         "resnet_gp",
     ]
+    assert run_name("resnet_gp", 7, "ntk") == "resnet_gp_ntk"
+    assert run_name("convnet_gp", 7, pool=5) == "convnet_gp_pool_5"
+    assert run_name("random", 7, "ntk", "global") == "seed_07_pool_global_ntk"
+
+
+def test_pools_by_name():
+    assert [parse_pool(text) for text in ("none", "global", "5")] == [None, "global", 5]
+    for text in ("0", "-1", "2x2", "", "99999", "\u0665\u0665x"):
+        with pytest.raises(UserError, match="expected none, global, or how many pixels on a side: --pool=5"):
+            parse_pool(text)
+
+
+@pytest.mark.parametrize("model", ["convnet_gp", "residual_cnn_gp", "resnet_gp"])
+@pytest.mark.parametrize("pool", [3, "global"])
+def test_a_pool_goes_before_the_first_dense_layer(model, pool, rng):
+    plain, pooled = (build_kernel(model, [1, 9, 8], pool=p) for p in (None, pool))
+    described = plain.describe()["network"]["layers"]
+    first = next(i for i, layer in enumerate(described) if layer["layer"] == "Dense")
+    inserted = {"layer": "GlobalAvgPool"}
+    if pool == 3:
+        inserted = {"layer": "AvgPool", "size": 3, "stride": 1, "padding": "SAME"}
+    expected = [*described[:first], inserted, *described[first:]]
+    assert pooled.describe()["network"]["layers"] == expected
+    assert "kernel" not in pooled.describe()
+    ntk = build_kernel(model, [1, 9, 8], kernel="ntk", pool=pool)
+    assert ntk.describe() == {**pooled.describe(), "kernel": "ntk"}
+    assert build_kernel(model, [1, 9, 8], kernel="ntk").describe() == {**plain.describe(), "kernel": "ntk"}
+
+
+def test_a_pool_of_one_pixel_changes_nothing(rng):
+    X = rng.random((3, 64))
+    plain, pooled = (build_kernel("convnet_gp", [1, 8, 8], pool=pool)(X) for pool in (None, 1))
+    np.testing.assert_array_equal(plain, pooled)
+
+
+@pytest.mark.parametrize(("model", "convolutions"), [("myrtle5", [2, 1, 1]), ("myrtle7", [2, 2, 2])])
+def test_myrtle_networks(model, convolutions, rng):
+    """As in Shankar et al. 2020: at 32 x 32 three pools of 2 x 2 in a row at the end, which are the global one."""
+    kernel = build_kernel(model, [3, 8, 8])
+    layers = []
+    for n in convolutions:
+        layers += [Conv(3, var_weight=2.0, divide_by_patch=True), ExReLU()] * n + [AvgPool(2)]
+    by_hand = NNGPKernel(Sequential(*layers, Dense(2.0)), [3, 8, 8])
+    X = rng.random((3, 192))
+    np.testing.assert_allclose(kernel(X), by_hand(X), rtol=1e-12)
+    assert build_kernel(model, [3, 9, 11]).n_covariances > kernel.n_covariances
+
+
+def test_the_cost_of_pools():
+    """Of a 5 x 5 pool 81 displacements; of the global pool all that the map has."""
+    plain, five, whole = (build_kernel("convnet_gp", [1, 28, 28], pool=pool) for pool in (None, 5, "global"))
+    assert [k.n_displacements for k in (plain, five, whole)] == [1, 81, 55**2]
+    assert five.n_covariances / plain.n_covariances == pytest.approx(81, rel=1e-3)
+    strided = build_kernel("resnet_gp", [1, 28, 28], pool="global")
+    assert strided.n_displacements == 13**2
 
 
 @pytest.mark.parametrize("shape", [[1, 8, 8], [3, 9, 7], [2, 12], [10], [1, 4, 4, 4]])
@@ -103,8 +159,16 @@ def test_the_named_networks_take_images_of_any_rank(model, shape, rng):
         ({"model": "random", "skip_rule": "mine"}, "The skip rule is 'mine'"),
         ({"model": "random", "seed": 1, "multiply_by_sqrt2": True}, "seed_01, whose nonlinearity is the erf"),
         ({"model": "convnet_gp", "var_weight": -1.0}, "A variance is -1.0"),
+        ({"model": "convnet_gp", "kernel": "gp"}, "The kernel is 'gp'; expected one of nngp, ntk"),
+        ({"model": "myrtle5", "pool": 2}, r"A pool \(2\) is asked for where the map before the readout is one pixel"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, said):
     with pytest.raises(UserError, match=said):
         build_kernel(**arguments, input_shape=[1, 28, 28])
+
+
+@pytest.mark.parametrize("shape", [[1, 7, 28], [3, 16], [100]])
+def test_myrtle_networks_need_images(shape):
+    with pytest.raises(UserError, match=r"expected .channels, height, width. with at least 8 pixels on a side"):
+        build_kernel("myrtle7", shape)
