@@ -30,6 +30,10 @@ matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "cnn_gp"
 
 
+#: As many classes have a label and numbers each.
+_MANY = 20
+
+
 def _figure(width: float = 5.2, height: float = 3.8) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
@@ -44,8 +48,17 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _percent_ticks(axes: Axes) -> None:
-    """On a logarithmic axis of errors, plain numbers where its own ticks would be powers of ten."""
+def _label(run: str) -> str:
+    """A run's name for a legend, which leaves out what begins with "_"."""
+    return f" {run}" if run.startswith("_") else run
+
+
+def _scale_errors(axes: Axes, errors: Sequence[float]) -> None:
+    """An axis of errors: logarithmic if none is 0, with plain numbers where its own ticks would be powers of ten."""
+    if min(errors) <= 0:
+        axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
     low, high = axes.get_ylim()
     levels = [m * 10.0**k for k in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)]
     levels = [level for level in levels if low <= level <= high]
@@ -59,12 +72,12 @@ def learning_curves(curves: Mapping[str, Sequence[Point]]) -> Figure:
     for index, (run, points) in enumerate(curves.items()):
         sizes = [point.N_train for point in points]
         color = f"C{index}"
-        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=run)
+        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=_label(run))
         axes.plot(sizes, [p.validation_error for p in points], "s--", color=color, ms=3)
-    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel="error in %")
+    axes.set(xscale="log", xlabel="training images", ylabel="error in %")
     ticks = sorted({point.N_train for points in curves.values() for point in points})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right")
-    _percent_ticks(axes)
+    _scale_errors(axes, [e for points in curves.values() for p in points for e in (p.test_error, p.validation_error)])
     axes.grid(alpha=0.3)
     axes.plot([], [], "o-", color="0.4", ms=4, label="test")
     axes.plot([], [], "s--", color="0.4", ms=3, label="validation")
@@ -94,7 +107,7 @@ def rejection_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure
     figure, axes = _figure()
     for run, (log_p, labels) in curves.items():
         shares, errors = rejection(log_p, labels)
-        axes.step(100 * shares, errors, where="post", label=run)
+        axes.step(100 * shares, errors, where="post", label=_label(run))
     axes.set(xlabel="rejected test images in %", ylabel="error of the others in %", xlim=(0, 50))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -103,20 +116,26 @@ def rejection_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure
 
 
 def confusion_matrix(means: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """How many test images of a class were taken for another; the diagonal is left uncoloured."""
+    """
+    How many test images of a class were taken for another; the diagonal is left uncoloured.
+
+    Of more than 20 classes those are shown that occur, and numbers only where there is room.
+    """
+    predicted = means.argmax(axis=1)
     n_classes = means.shape[1]
-    counts = metrics.confusion_matrix(labels, means.argmax(axis=1), labels=range(n_classes))
+    classes = np.arange(n_classes) if n_classes <= _MANY else np.union1d(labels, predicted)
+    counts = metrics.confusion_matrix(labels, predicted, labels=classes)
     figure, axes = _figure(5.0, 4.6)
     wrong = counts.astype(float)
     np.fill_diagonal(wrong, 0)
     axes.imshow(wrong, cmap="Reds", vmin=0, vmax=max(1.0, 1.5 * wrong.max()))
-    for i in range(n_classes):
-        for j in range(n_classes):
-            if counts[i, j]:
-                axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7)
+    if len(classes) <= _MANY:
+        for i, j in np.argwhere(counts):
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    axes.set_xticks(range(n_classes))
-    axes.set_yticks(range(n_classes))
+    shown = np.arange(0, len(classes), math.ceil(len(classes) / _MANY))
+    axes.set_xticks(shown, classes[shown], rotation=0 if classes[-1] < 100 else 90)
+    axes.set_yticks(shown, classes[shown])
     return figure
 
 
@@ -159,7 +178,7 @@ def spectra(eigenvalues: dict[str, np.ndarray]) -> Figure:
     for run, values in eigenvalues.items():
         # Rounding may leave the smallest below 0, which a logarithm can't show.
         shares = np.sort(values)[::-1] / values.sum()
-        axes.plot(np.arange(1, len(shares) + 1), np.where(shares > 0, shares, np.nan), label=run)
+        axes.plot(np.arange(1, len(shares) + 1), np.where(shares > 0, shares, np.nan), label=_label(run))
     axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue / sum of all")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -185,7 +204,7 @@ def random_search(results: Sequence[Result]) -> Figure:
         for which, label, face in ((~residual, "plain", "C0"), (residual, "residual", "none")):
             if which.any():
                 axes.scatter(places[which], np.array(errors)[which], s=22, facecolor=face, edgecolor="C0", label=label)
-        axes.set(xlabel=name, yscale="log")
+        axes.set(xlabel=name)
         axes.grid(alpha=0.3)
         if kinds:
             axes.set_xticks(range(len(kinds)), kinds)
@@ -193,8 +212,8 @@ def random_search(results: Sequence[Result]) -> Figure:
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("validation error in %")
-    _percent_ticks(panels[0])
-    panels[0].legend(fontsize="small")
+    _scale_errors(panels[0], errors)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     return figure
 
 
