@@ -85,7 +85,7 @@ class RunDirectory:
                     f"{self.folder} holds another run ({differences(there, description)}): "
                     "choose another --path or --run_name, or delete it."
                 )
-        # They are deleted with the tiles, and may be left from a run that was begun and deleted.
+        # They may be left from a run that was begun and deleted.
         if self._defect_of_images() is not None:
             content = io.BytesIO()
             with h5py.File(content, "w", libver="latest") as file:
@@ -249,7 +249,7 @@ class RunDirectory:
         """
         :raises UserError: where the run's images or labels aren't those that its description was made for.
 
-        Images that were deleted with the tiles aren't missed.
+        Images that aren't there aren't missed.
         """
         if os.path.lexists(self._images_path):
             images, labels, description = self._stored_images(), self.labels(), self.description()
@@ -332,11 +332,10 @@ class RunDirectory:
         return [self._read_part_seal(part).about["provenance"] for part in parts]
 
     def delete_parts(self) -> None:
-        """Delete the view, then the parts and the images. The description and the labels stay."""
+        """Delete the view, then the parts. The description, labels and images stay: predictions need these."""
         # First, so that no worker that was forgotten puts a part back.
         self._record = self._read_record().renew(self._record_path)
         view.delete(self.view_path)
-        self._images_path.unlink(missing_ok=True)
         for part in self.description().tiling.parts():
             self._part_path(part).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -386,9 +385,7 @@ class RunDirectory:
             with h5py.File(io.BytesIO(content), "r") as file:
                 return {name: file[name][()] for name in ("X", "Xv", "Xt")}
         except FileNotFoundError as error:
-            raise UserError(
-                f"The images of the run aren't in {self._images_path} (--nokeep_tiles deletes them): {remedy}."
-            ) from error
+            raise UserError(f"The images of the run aren't in {self._images_path}: {remedy}.") from error
         except Damaged as error:
             raise UserError(f"{self._images_path} is damaged ({error}): {remedy}.") from error
         except OSError as error:
@@ -454,7 +451,7 @@ class NonFiniteError(UserError):
         self.matrix, self.row, self.column, self._where = matrix, row, column, where
         super().__init__(
             f"{matrix} has a non-finite entry at row {row}, column {column}{where}; nothing of this row of tiles was "
-            "written: look at these images, or take --float_type=float64."
+            "written: look at these images, or take --float_type=float64 if it is float32."
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, int, int, str]]:

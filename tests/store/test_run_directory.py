@@ -263,11 +263,11 @@ def test_the_images_of_each_set_in_the_runs_precision(tmp_path):
         assert images[name].dtype == np.float64
 
 
-def test_delete_parts_keeps_the_description(tmp_path):
+def test_delete_parts_keeps_the_description_and_the_images(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
     run.delete_parts()
-    assert [path.name for path in run.folder.glob("*.*")] == ["run.jsonl"]
+    assert {path.name for path in run.folder.glob("*.*")} == {"run.jsonl", "images.h5"}
     assert not run.view_path.exists()
     assert RunDirectory(tmp_path, "small").description() == make_description(data)
 
