@@ -8,7 +8,8 @@
 #
 # At that size EXTRAS take twice as long as the factorisation that they go with: EXTRAS="--learning_curve=auto" doesn't.
 #
-# Started again with the same settings it goes on where it was. Every variable can be set in the environment.
+# Started again with the same settings it goes on where it was. Every variable can be set in the environment; relative
+# paths are those of the folder that it is started in.
 set -euo pipefail
 
 DATASET=${DATASET:-digits}        # digits, mnist, fashion_mnist, cifar10, synthetic or FILE.npz
@@ -27,7 +28,15 @@ KEEP_TILES=${KEEP_TILES:-1}       # 0: delete a run's tiles once its result is v
 EXTRAS=${EXTRAS---variances --leave_one_out --learning_curve=auto}   # of classify_gp.py; empty: errors only
 PYTHON=${PYTHON:-python}
 
-cd "$(dirname "${BASH_SOURCE[0]}")"
+scripts=$(dirname "${BASH_SOURCE[0]}")/scripts
+SEEDS=${SEEDS//,/ }
+MODELS=${MODELS//,/ }
+seeds=()
+for seed in $SEEDS; do
+    [[ $seed =~ ^[0-9]+$ ]] || { echo "error: SEEDS has '$seed'; expected whole numbers." >&2; exit 1; }
+    # Not as an octal number, which 08 would be.
+    seeds+=($((10#$seed)))
+done
 
 sizes=()
 [[ -z $N_TRAIN ]] || sizes+=(--N_train="$N_TRAIN")
@@ -38,9 +47,9 @@ data=(--dataset="$DATASET" "${sizes[@]}" --n_max="$N_MAX" --n_gpus="$N_GPUS")
 keep=--keep_tiles
 [[ $KEEP_TILES != 0 ]] || keep=--nokeep_tiles
 
-runs=$(echo $SEEDS $MODELS | tr ' ' ',')
+runs=$(echo ${seeds[*]} $MODELS | tr ' ' ',')
 [[ -n $runs ]] || { echo "error: SEEDS and MODELS are both empty; name at least one run." >&2; exit 1; }
-"$PYTHON" scripts/job_size.py "${data[@]}" --runs="$runs" --kernel="${KERNELS// /,}" --pool="${POOLS// /,}"
+"$PYTHON" "$scripts"/job_size.py "${data[@]}" --runs="$runs" --kernel="${KERNELS// /,}" --pool="${POOLS// /,}"
 
 shrunk=()
 # run_each NAME FLAGS...: both stages of a network's runs, with each pool and kernel.
@@ -62,7 +71,7 @@ run_one() {
     shift
     echo
     if [[ ! -e $WORKDIR/results/$name.json ]]; then
-        "$PYTHON" scripts/save_kernels.py "${data[@]}" --path="$WORKDIR" "$@" || status=$?
+        "$PYTHON" "$scripts"/save_kernels.py "${data[@]}" --path="$WORKDIR" "$@" || status=$?
         if [[ $status == 3 ]]; then
             echo "$name is skipped: its network shrinks below one pixel."
             shrunk+=("$name")
@@ -70,10 +79,10 @@ run_one() {
         fi
         [[ $status == 0 ]] || exit "$status"
     fi
-    "$PYTHON" scripts/classify_gp.py "${sizes[@]}" --path="$WORKDIR" "$@" $EXTRAS "$keep"
+    "$PYTHON" "$scripts"/classify_gp.py "${sizes[@]}" --path="$WORKDIR" "$@" $EXTRAS "$keep"
 }
 
-for seed in $SEEDS; do
+for seed in ${seeds[*]}; do
     run_each "$(printf 'seed_%02d' "$seed")" --model=random --seed="$seed"
 done
 for model in $MODELS; do
@@ -84,4 +93,4 @@ echo
 [[ ${#shrunk[@]} == 0 ]] || echo "No kernel, because the network shrinks below one pixel: ${shrunk[*]}"
 figures=--figures
 "$PYTHON" -c "import matplotlib" 2> /dev/null || figures=--nofigures
-"$PYTHON" scripts/report.py --path="$WORKDIR" "$figures"
+"$PYTHON" "$scripts"/report.py --path="$WORKDIR" "$figures"

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
 from absl import app, flags
 
@@ -49,10 +49,29 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        for flag in flags.FLAGS.get_key_flags_for_module(argv[0]):
+            if flag.present and flag.value in ("", []) and flag.value != flag.default:
+                raise flags.Error(f"--{flag.name} is empty; give it a value, or leave it out")
+        return rest
     except flags.Error as error:
         print(f"error: {' '.join(str(error).split()).rstrip('.')}: see --help.", file=sys.stderr)
         sys.exit(1)
+    except SystemExit:
+        # absl ends --help in 1.
+        sys.exit(0)
+
+
+def say_interrupts_in_one_line() -> None:
+    """Let Ctrl-C end in one line while a script still imports, before :func:`run`; the exit status is 130 as it is."""
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("stopped before it began.", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = hook
 
 
 #: Flags whose values are places on this machine: a command that is recorded names the flag in their stead.

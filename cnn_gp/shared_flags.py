@@ -4,10 +4,14 @@ from typing import Any
 
 from absl import flags
 
+from .cli import say_interrupts_in_one_line
 from .data.datasets import DATASETS
 from .kernels.architectures import KERNELS, MODELS, Pool, parse_pool, run_name
 from .store.run_directory import RunDirectory
 from .store.tiling import DEFAULT_N_MAX
+
+# Scripts import this module first.
+say_interrupts_in_one_line()
 
 # The script that calls a function of this module has its flags as key flags: --help lists them.
 flags.disclaim_key_flags()

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Parse the flags, measure, print the table."""
+    runs = [_model_and_seed(item) for item in FLAGS.runs]
+    pools = [parse_pool(text) for text in FLAGS.pool]
+    kernels = [checked_kernel(name) for name in FLAGS.kernel]
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **shared_flags.sizes())
     print(*data.in_words(), sep="\n", flush=True)
     tiling = Tiling(*data.sizes, FLAGS.n_max)
@@ -47,8 +50,7 @@ def main() -> None:
     print(f"{data.name}: {tiling.entries:,} kernel entries and {gigabytes:.3f} GB for each run", flush=True)
     seconds = 0.0
     n_runs = 0
-    for item, pool, which in itertools.product(FLAGS.runs, map(parse_pool, FLAGS.pool), FLAGS.kernel):
-        model, seed = _model_and_seed(item)
+    for (model, seed), pool, which in itertools.product(runs, pools, kernels):
         name = run_name(model, seed, which, pool)
         try:
             kernel = build_kernel(model, data.image_shape, seed=seed, kernel=which, pool=pool)
@@ -57,9 +59,9 @@ def main() -> None:
             continue
         with cli.without_startup_messages():
             estimate = _seconds_per_covariance(kernel, data) * kernel.n_covariances * tiling.entries
-        pools = f" of {kernel.n_displacements:,} displacements" if kernel.n_displacements > 1 else ""
+        of_pools = f" of {kernel.n_displacements:,} displacements" if kernel.n_displacements > 1 else ""
         print(
-            f"  {name:16} {kernel.n_covariances:7,} covariances{pools} per entry, about {duration(estimate)}",
+            f"  {name:16} {kernel.n_covariances:7,} covariances{of_pools} per entry, about {duration(estimate)}",
             flush=True,
         )
         seconds += estimate

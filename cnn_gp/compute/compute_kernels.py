@@ -38,6 +38,9 @@ _DEFAULTS = {
     "multiply_by_sqrt2": None,
 }
 
+#: Each costs time in the division of the work, whether it is there or not.
+_MOST_SHARDS = 10_000
+
 #: The only model that has an argument.
 _ONLY = {"allow_skip": "random", "skip_rule": "random", "depth": "resnet_gp", "n_blocks": "resnet_gp"}
 
@@ -89,8 +92,13 @@ class Request:
             if value is not None and value < least:
                 raise UserError(f"--{name} is {value}; expected a whole number of at least {least}.")
         i, n = self.shard
-        if not 1 <= i <= n:
-            raise UserError(f"--shard is {i}/{n}; expected i/n with i from 1 to n: --shard=1/4 to --shard=4/4.")
+        if not 1 <= i <= n <= _MOST_SHARDS:
+            raise UserError(
+                f"--shard is {i}/{n}; expected i/n with i from 1 to n, at most {_MOST_SHARDS:,}: --shard=1/4 to "
+                "--shard=4/4."
+            )
+        if not 0 < self.claim_timeout < float("inf"):
+            raise UserError(f"--claim_timeout is {self.claim_timeout}; expected seconds, more than 0.")
         given = [name for name, value in self.kernel_arguments.items() if value != _DEFAULTS[name]]
         for name in given:
             if _ONLY.get(name, self.model) != self.model:

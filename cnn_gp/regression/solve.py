@@ -110,10 +110,15 @@ def solve(
     :param say: called with a line of text for every jitter that fails.
     :param client: of a Dask cluster that factorises in its workers' memory in place of this machine's.
     :param images: returns the training images [N or more, D], among which equal ones are looked for after a failure.
-    :raises UserError: where the largest jitter fails too, or the memory doesn't suffice.
+    :raises UserError: where the kernel is 0, the largest jitter fails too, or the memory doesn't suffice.
     """
     N = len(Y)
     mean_diagonal = float(gram.diagonal()[:N].mean(dtype=np.float64))
+    if not mean_diagonal > 0:
+        raise UserError(
+            f"The kernel's mean diagonal over {N} images is {mean_diagonal:g}, to which jitter and noise are relative: "
+            "look for images that are 0, or give a bias variance."
+        )
     times = dict.fromkeys(("read", "factorise", "solve", "spectrum"), 0.0)
 
     def factor_at(jitter: float) -> Factor:
@@ -175,7 +180,7 @@ def _climb_jitter_ladder(
             )
     raise UserError(
         f"The Gram matrix of {N} images isn't positive definite even at relative jitter {attempt:g}: look for "
-        "wrong pixels, compute the kernels with --float_type=float64, or give a larger --jitter."
+        "wrong pixels, give a larger --jitter, or compute the kernels in float64 if they are float32 (--float_type)."
     )
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import memory
 from ..engines.gram import gram
+from ..evaluation.hyperparameters import hyperparameters
 from ..evaluation.tables import to_csv
 from ..progress import Progress
 from ..provenance import software
@@ -64,7 +66,11 @@ def converge(
     """
     remove_leftovers(folder)
     samples = []
+    of_kernel = hyperparameters(kernel.describe())
     for width in study.widths:
+        # The weights, and the draw that they are made from.
+        sizes = [np.prod(size) if isinstance(size, tuple) else size**2 for size in of_kernel.filter_sizes]
+        memory.check(8 * width**2 * int(sum(sizes)), f"{name} at width {width:,}", "give smaller --widths")
         samples.append(Samples(folder / f"{name}_width_{width}.npz", study.plan(kernel, width)))
         done = len(samples[-1].outputs)
         say(f"{name}, width {width}: {done:,} of {study.draws:,} networks are there.")

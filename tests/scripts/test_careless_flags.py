@@ -1,0 +1,122 @@
+"""Flags given carelessly: one line each, before anything is computed or written."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cnn_gp.data import datasets
+from helpers.forked import run_forked
+from helpers.paths import ROOT
+from helpers.scripts import ENVIRONMENT, SMALL
+from helpers.small_runs import complete, make_data
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "said"),
+    [
+        ("save_kernels", ["--path="], "--path is empty; give it a value, or leave it out"),
+        ("save_kernels", ["--path={}", "--run_name="], "--run_name is empty"),
+        ("save_kernels", ["--path={}", "--data_dir="], "--data_dir is empty"),
+        ("save_kernels", ["--path={}", "--shard=1/999999999"], "i from 1 to n, at most 10,000"),
+        ("save_kernels", ["--path={}", "--claim_timeout=-5"], "--claim_timeout is -5.0; expected seconds"),
+        ("save_kernels", ["--path={}", "--claim_timeout=nan"], "--claim_timeout is nan; expected seconds"),
+        ("classify_gp", ["--path={}", "--csv_dir="], "--csv_dir is empty"),
+        ("classify_gp", ["--path={}", "--noise="], "--noise is empty"),
+        ("predict", ["--path={}", "--images=a.npz", "--out="], "--out is empty"),
+        ("predict", ["--path={}", "--images=a.npz", "--out={}", "--overwrite"], "is a folder; expected the name of a"),
+        ("job_size", ["--runs="], "--runs is empty"),
+        ("job_size", ["--runs=convnet_gp,,"], "--runs has ''; expected one of"),
+        ("plot_convergence", ["--path={}", "--models="], "--models is empty"),
+        (
+            "plot_convergence",
+            ["--path={}", "--models=convnet_gp", "--widths=100000"],
+            "at width 100,000 needs",
+        ),
+    ],
+)
+def test_is_refused_in_one_line(tmp_path, script, flags, said):
+    ended = run_forked(script, *(flag.format(tmp_path) for flag in flags))
+    assert ended.is_one_line and said in ended.stderr, ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_no_mistake():
+    ended = run_forked("classify_gp", "--help")
+    assert ended.status == 0 and "--learning_curve" in ended.stdout
+
+
+def test_an_interruption_while_a_script_imports_is_one_line(tmp_path):
+    """The import of a module stands for them all: it waits until it is interrupted."""
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(600)\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, str(ROOT / "scripts" / "classify_gp.py"), f"--path={tmp_path}"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(2)
+    _, stderr = process.communicate()
+    # By the signal, which a shell calls 130.
+    assert process.returncode == -2 and stderr == "stopped before it began.\n"
+
+
+def test_a_kernel_that_is_zero_is_said_at_once(tmp_path):
+    data = make_data()
+
+    class Zero:
+        name = "zero"
+
+        def matrix(self, X, X2=None, progress=None):
+            return np.zeros((len(X), len(X if X2 is None else X2)), X.dtype)
+
+        def diag(self, X):
+            return np.zeros(len(X), X.dtype)
+
+    complete(tmp_path, data, Zero())
+    ended = run_forked("classify_gp", f"--path={tmp_path}", "--run_name=small")
+    assert ended.is_one_line and "The kernel's mean diagonal over 23 images is 0, to which jitter" in ended.stderr
+    assert "isn't positive definite" not in ended.stdout
+
+
+def test_predictions_without_the_tiles(tmp_path):
+    name = (f"--path={tmp_path}", "--model=convnet_gp")
+    data = datasets.load("digits", N_train=60, N_vali=20, N_test=30)
+    np.savez(tmp_path / "new.npz", x=data.Xt)
+    predict = ("predict", *name, f"--images={tmp_path}/new.npz")
+    for command in (
+        ("save_kernels", *SMALL, *name),
+        ("classify_gp", *name),
+        (*predict, f"--out={tmp_path}/before.csv"),
+        ("classify_gp", *name, "--nokeep_tiles"),
+        (*predict, f"--out={tmp_path}/after.csv"),
+    ):
+        ended = run_forked(*command)
+        assert ended.status == 0, ended.stderr
+    assert not list((tmp_path / "convnet_gp").glob("K*.h5"))
+    assert (tmp_path / "after.csv").read_text() == (tmp_path / "before.csv").read_text()
+
+
+def experiments(folder, **variables):
+    """run_all_experiments.bash in a folder, with scripts that only say how they are called."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$(basename $1)" "$@"\n')
+    python.chmod(0o755)
+    return subprocess.run(
+        ["bash", str(ROOT / "run_all_experiments.bash")],
+        cwd=folder,
+        env={**ENVIRONMENT, "PYTHON": "./python", "MODELS": "", **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_seeds_as_people_write_them(tmp_path):
+    done = experiments(tmp_path, SEEDS="08, 9,10", DATASET="mine.npz")
+    assert done.returncode == 0, done.stderr
+    assert "--runs=8,9,10" in done.stdout
+    # Paths stay those of the folder that it is started in.
+    assert "--dataset=mine.npz" in done.stdout and "--path=runs/mine --model=random --seed=8" in done.stdout
+    refused = experiments(tmp_path, SEEDS="1 two")
+    assert refused.returncode == 1 and refused.stderr == "error: SEEDS has 'two'; expected whole numbers.\n"
