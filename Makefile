@@ -32,5 +32,5 @@ lint: $(STAMP)  ## style, types, and which package may import which
 test: lint  ## lint, then the tests: 6 minutes
 	$(VENV)/bin/python -m pytest -n 2 -m 'not kills'
 
-test-faults: $(STAMP)  ## the long tests: processes killed at twenty random moments
+test-faults: $(STAMP)  ## the long tests: processes killed, files damaged, flags and files as a fuzzer gives them
 	$(VENV)/bin/python -m pytest -n 2 -m kills

@@ -37,7 +37,8 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             sys.stdout.flush()
-            print(f"error: {error}", file=sys.stderr)
+            # A name that was given may hold a line's end.
+            print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             sys.exit(error.exit_status)
         except (KeyboardInterrupt, Terminated) as stop:
             sys.stdout.flush()

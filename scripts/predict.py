@@ -41,14 +41,15 @@ def main() -> None:
     training = run.images()["X"][: len(alpha)]
     X = read_images(Path(FLAGS.images), tuple(description.image_shape))
     print(f"{FLAGS.images}: {in_words(X, description.image_shape)}.", flush=True)
-    if warning := range_warning("the images", X, training):
-        print(warning, file=sys.stderr)
     with cli.without_startup_messages():
         from cnn_gp.kernels.description import kernel_from_description
 
         kernel = kernel_from_description(description.kernel)
+    means = posterior_means(kernel, X, training, alpha)
+    if warning := range_warning("the images", X, training):
+        print(warning, file=sys.stderr)
     remove_leftovers(out.parent)
-    write_atomically(out, means_csv(posterior_means(kernel, X, training, alpha)))
+    write_atomically(out, means_csv(means))
     print(f"{len(X):,} images are classified: {out}")
 
 

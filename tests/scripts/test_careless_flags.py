@@ -23,6 +23,7 @@ from helpers.small_runs import complete, make_data
         ("save_kernels", ["--path={}", "--shard=1/999999999"], "i from 1 to n, at most 10,000"),
         ("save_kernels", ["--path={}", "--claim_timeout=-5"], "--claim_timeout is -5.0; expected seconds"),
         ("save_kernels", ["--path={}", "--claim_timeout=nan"], "--claim_timeout is nan; expected seconds"),
+        ("classify_gp", ["--path={}/two\nlines"], "There is no run resnet_gp in"),
         ("classify_gp", ["--path={}", "--csv_dir="], "--csv_dir is empty"),
         ("classify_gp", ["--path={}", "--noise="], "--noise is empty"),
         ("predict", ["--path={}", "--images=a.npz", "--out="], "--out is empty"),
