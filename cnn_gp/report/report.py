@@ -48,6 +48,11 @@ class _Report:
         best = [r.run for r in sorted(self.searched, key=lambda r: r.validation_error)[:_BEST]]
         return [r for r in self.results if r.model != "random" or r.run in best]
 
+    @property
+    def drawn(self) -> list[Result]:
+        """Those of :attr:`shown` whose predictions are there, which are large and may have been left behind."""
+        return [r for r in self.shown if self.files(r).arrays_path.exists()]
+
     def files(self, result: Result) -> ResultFiles:
         return ResultFiles(self.folder, result.run)
 
@@ -128,18 +133,17 @@ def _uncertainty(report: _Report) -> list[str]:
         return []
     header = ["run", "NLL, nats", "Brier score", "expected calibration error"]
     rows = [[run, *(f"{number:.4f}" for number in vars(scores).values())] for run, scores in scored]
-    arrays = {r.run: report.files(r).read_arrays(r) for r in report.shown if r.scores is not None}
+    said = "On the test images, with the output scale of maximum marginal likelihood."
+    paragraphs = ["## Uncertainty", to_markdown(header, rows, "lrrr"), said]
+    arrays = {r.run: report.files(r).read_arrays(r) for r in report.drawn if r.scores is not None}
     curves = {run: (a["log_probabilities_test"], a["labels_test"]) for run, a in arrays.items()}
-    return [
-        "## Uncertainty",
-        to_markdown(header, rows, "lrrr"),
-        "On the test images, with the output scale of maximum marginal likelihood.",
-        *report.figure("rejection", figures.rejection_curves(curves), "Error against rejection"),
-    ]
+    if curves:
+        paragraphs += report.figure("rejection", figures.rejection_curves(curves), "Error against rejection")
+    return paragraphs
 
 
 def _spectra(report: _Report) -> list[str]:
-    runs = [r for r in report.shown if "spectrum" in r.extras]
+    runs = [r for r in report.drawn if "spectrum" in r.extras]
     if not runs:
         return []
     figure = figures.spectra({r.run: report.files(r).read_arrays(r)["eigenvalues"] for r in runs})
@@ -147,12 +151,16 @@ def _spectra(report: _Report) -> list[str]:
 
 
 def _runs(report: _Report) -> list[str]:
-    return [paragraph for r in report.shown for paragraph in _run(report, r)]
+    paragraphs = [paragraph for r in report.drawn for paragraph in _run(report, r)]
+    missing = [r.run for r in report.shown if r not in report.drawn]
+    if missing:
+        paragraphs.append(
+            f"Without figures of their own, for their `_predictions.npz` isn't here: {', '.join(missing)}."
+        )
+    return paragraphs
 
 
 def _run(report: _Report, r: Result) -> list[str]:
-    if not report.files(r).arrays_path.exists():
-        return []
     arrays = report.files(r).read_arrays(r)
     means, labels, log_p = arrays["test"], arrays["labels_test"], arrays.get("log_probabilities_test")
     confusion = figures.confusion_matrix(means, labels, f"{r.run}, test")

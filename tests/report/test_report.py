@@ -65,7 +65,22 @@ def test_nothing_is_said_of_what_isnt_there(tmp_path):
     result = replace(stored(), model="convnet_gp", learning_curve=None, extras=())
     page = write_report(tmp_path, tmp_path, [result])
     assert headings(page) == ["Results"] and not (tmp_path / "figures").exists()
-    assert page.read_text().endswith("The paper's errors are for 50,000 training images.\n")
+    said = "The paper's errors are for 50,000 training images.\n\nWithout figures of their own, for their"
+    assert said in page.read_text()
+
+
+def test_runs_whose_predictions_were_left_behind_have_no_figures(tmp_path, rng):
+    scores = Scores(0.25, 0.125, 0.0625)
+    for run in ("a", "b"):
+        result = replace(stored(), run=run, model="convnet_gp", scores=SetScores(scores, scores))
+        ResultFiles(tmp_path, run).write(result, arrays(rng), None)
+    (tmp_path / "b_predictions.npz").unlink()
+    page = write_report(tmp_path, tmp_path, read_all(tmp_path))
+    assert headings(page) == ["Results", "Learning curves", "Uncertainty", "Spectra", "a"]
+    assert page.read_text().endswith("for their `_predictions.npz` isn't here: b.\n")
+    (tmp_path / "a_predictions.npz").unlink()
+    page = write_report(tmp_path, tmp_path, read_all(tmp_path))
+    assert headings(page) == ["Results", "Learning curves", "Uncertainty"]
 
 
 def test_only_a_page_of_its_own_is_written_over(tmp_path):
