@@ -227,7 +227,9 @@ def may_change(script, flags, name):
     """Whether a script may write over a file that was there, or delete it."""
     if script != "classify_gp" or "notes" in name:
         return False
-    deletes = "--keep_tiles=false" in flags and (name.startswith("convnet_gp/") or name == "convnet_gp.h5")
+    deletes = not {"--keep_tiles=false", "--keep_tiles=0"}.isdisjoint(flags) and (
+        name.startswith("convnet_gp/") or name == "convnet_gp.h5"
+    )
     return deletes or name.startswith("results/convnet_gp")
 
 
