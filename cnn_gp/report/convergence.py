@@ -121,11 +121,17 @@ class Samples:
         arrays = read_npz(self.path, "delete it, and it is drawn again")
         there = json.loads(str(arrays["plan"]))
         asked = json.loads(json.dumps(asdict(self.plan)))
-        differing = [key for key in asked if there.get(key) != asked[key]]
+        self.outputs, self.n_all = arrays["outputs"], int(arrays["n_all"])
+        # More can be drawn than once was asked for; at all images only where all so far were.
+        more = {"draws"} if self.n_all < len(self.outputs) else {"draws", "all_images"}
+        differing = [
+            key
+            for key in asked
+            if there.get(key) != asked[key] and not (key in more and asked[key] > there.get(key, 0))
+        ]
         if differing:
             named = "; ".join(f"{k} is {_short(there.get(k))} there, {_short(asked[k])} asked for" for k in differing)
             raise UserError(f"{self.path} holds other samples ({named}): choose another --path, or delete it.")
-        self.outputs, self.n_all = arrays["outputs"], int(arrays["n_all"])
         self.moments, self.squares = arrays["moments"], arrays["squares"]
 
 

@@ -68,12 +68,31 @@ def test_a_stop_loses_one_batch_and_changes_nothing(tmp_path, monkeypatch):
 
 def test_other_samples_and_damage_are_refused(tmp_path):
     path = tmp_path / "s.npz"
-    Samples(path, plan(draws=30)).draw(KERNEL, X, lambda n: None)
-    with pytest.raises(UserError, match="draws is 30 there, 70 asked for"):
-        Samples(path, plan())
+    Samples(path, plan(draws=40)).draw(KERNEL, X, lambda n: None)
+    for changes, said in (
+        ({"draws": 39}, "draws is 40 there, 39 asked for"),
+        # Ten were evaluated at the first image only.
+        ({"all_images": 35}, "all_images is 30 there, 35 asked for"),
+        ({"width": 7}, "width is 6 there, 7 asked for"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Samples(path, plan(**{"draws": 40, **changes}))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"can't be read .*: delete it"):
         Samples(path, plan(draws=30))
+
+
+def test_more_can_be_drawn_than_once_was_asked_for(tmp_path):
+    whole = Samples(tmp_path / "whole.npz", plan())
+    whole.draw(KERNEL, X, lambda n: None)
+    path = tmp_path / "raised.npz"
+    for changes in ({"all_images": 10, "draws": 10}, {"draws": 30}, {}):
+        Samples(path, plan(**changes)).draw(KERNEL, X, lambda n: None)
+    raised = Samples(path, plan())
+    assert raised.done and raised.n_all == 30 and len(raised.outputs) == 70
+    # From here on the batches are the same.
+    np.testing.assert_array_equal(raised.outputs[30:], whole.outputs[30:])
+    assert len(np.unique(raised.outputs)) == 70
 
 
 def test_the_summary_by_hand(tmp_path):
