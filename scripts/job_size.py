@@ -38,7 +38,6 @@ def main() -> None:
     """Parse the flags, measure, print the table."""
     runs = [_model_and_seed(item) for item in FLAGS.runs]
     pools = [parse_pool(text) for text in FLAGS.pool]
-    kernels = [checked_kernel(name) for name in FLAGS.kernel]
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **shared_flags.sizes())
     print(*data.in_words(), sep="\n", flush=True)
     tiling = Tiling(*data.sizes, FLAGS.n_max)
@@ -50,7 +49,7 @@ def main() -> None:
     print(f"{data.name}: {tiling.entries:,} kernel entries and {gigabytes:.3f} GB for each run", flush=True)
     seconds = 0.0
     n_runs = 0
-    for (model, seed), pool, which in itertools.product(runs, pools, kernels):
+    for (model, seed), pool, which in itertools.product(runs, pools, FLAGS.kernel):
         name = run_name(model, seed, which, pool)
         try:
             kernel = build_kernel(model, data.image_shape, seed=seed, kernel=which, pool=pool)

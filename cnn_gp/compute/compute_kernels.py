@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..data import datasets
 from ..data.datasets import Dataset
 from ..engines.choice import Choice, choose_engine, engine_on_device
 from ..errors import UserError
-from ..kernels.architectures import MODELS, Pool, build_kernel, run_name
+from ..kernels.architectures import MODELS, Pool, build_kernel, checked_architecture, run_name
 from ..store.description import Description
 from ..store.run_directory import RunDirectory
 from ..store.tiling import DEFAULT_N_MAX
@@ -28,15 +29,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 #: The values of the kernel's arguments that a model's name stands for.
-_DEFAULTS = {
-    "allow_skip": None,
-    "skip_rule": "published",
-    "depth": 32,
-    "n_blocks": 3,
-    "var_weight": None,
-    "var_bias": None,
-    "multiply_by_sqrt2": None,
-}
+_DEFAULTS = {name: argument.default for name, argument in inspect.signature(build_kernel).parameters.items()}
 
 #: Each costs time in the division of the work, whether it is there or not.
 _MOST_SHARDS = 10_000
@@ -103,6 +96,7 @@ class Request:
         for name in given:
             if _ONLY.get(name, self.model) != self.model:
                 raise UserError(f"--{name} is given for {self.model}; it is of --model={_ONLY[name]}: leave it out.")
+        checked_architecture(self.model, kernel=self.kernel, seed=self.seed, **self.kernel_arguments)
         if given and self.run_name in (None, self._models_name(), *MODELS):
             named = " and ".join(f"--{name}" for name in given)
             makes = "makes" if len(given) == 1 else "make"

@@ -1,11 +1,12 @@
 """Kernels by name: the paper's, its random search's and Myrtle networks, with a pool or as neural tangent kernels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
-from .random_search import SkipRule, draw_architecture
+from .random_search import Architecture, SkipRule, draw_architecture
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -72,15 +73,28 @@ def build_kernel(
     :param var_weight, var_bias, multiply_by_sqrt2: in place of the model's own.
     :raises ShrunkMapError: where the network's map shrinks below one pixel on such images.
     """
-    for what, value, known in (("model", model, MODELS), ("kernel", kernel, KERNELS)):
-        if value not in known:
-            raise UserError(f"The {what} is {value!r}; expected one of {', '.join(known)}.")
+    architecture = checked_architecture(
+        model,
+        kernel=kernel,
+        seed=seed,
+        allow_skip=allow_skip,
+        skip_rule=skip_rule,
+        depth=depth,
+        n_blocks=n_blocks,
+        var_weight=var_weight,
+        var_bias=var_bias,
+        multiply_by_sqrt2=multiply_by_sqrt2,
+    )
     if model == "resnet_gp":
         plain = _resnet(input_shape, depth, n_blocks, var_weight, var_bias, bool(multiply_by_sqrt2))
-    elif model in _MYRTLE:
-        plain = _myrtle(model, input_shape, var_weight, var_bias, bool(multiply_by_sqrt2))
+    elif architecture is None:
+        from .myrtle import myrtle_kernel
+
+        plain = myrtle_kernel(model, input_shape, var_weight, var_bias, bool(multiply_by_sqrt2))
     else:
-        plain = _drawn(model, input_shape, seed, allow_skip, skip_rule, var_weight, var_bias, multiply_by_sqrt2)
+        own = {"var_weight": var_weight, "var_bias": var_bias, "multiply_by_sqrt2": multiply_by_sqrt2}
+        changed = replace(architecture, **{name: value for name, value in own.items() if value is not None})
+        plain = changed.kernel(input_shape, name=run_name(model, seed))
     if kernel == "nngp" and pool is None:
         return plain
     from .nngp import NNGPKernel
@@ -89,6 +103,54 @@ def build_kernel(
     network = plain.network if pool is None else _with_pool(plain, pool)
     cls = NNGPKernel if kernel == "nngp" else NTKKernel
     return cls(network, input_shape, name=run_name(model, seed, kernel, pool))
+
+
+def checked_architecture(
+    model: str,
+    *,
+    kernel: str = "nngp",
+    seed: int = 53,
+    allow_skip: bool | None = None,
+    skip_rule: SkipRule = "published",
+    depth: int = 32,
+    n_blocks: int = 3,
+    var_weight: float | None = None,
+    var_bias: float | None = None,
+    multiply_by_sqrt2: bool | None = None,
+) -> Architecture | None:
+    """
+    The draw that a model's kernel is built from, without its overrides; None for the ResNet and the Myrtle networks.
+
+    It needs no TensorFlow.
+
+    :raises UserError: where :func:`build_kernel` can't take these arguments, whatever the images.
+    """
+    for what, given, known in (("model", model, MODELS), ("kernel", kernel, KERNELS)):
+        if given not in known:
+            raise UserError(f"The {what} is {given!r}; expected one of {', '.join(known)}.")
+    for name, variance in (("var_weight", var_weight), ("var_bias", var_bias)):
+        if variance is not None and not 0 <= variance < math.inf:
+            raise UserError(f"{name} is {variance}; expected a finite number of at least 0.")
+    if model == "resnet_gp":
+        if n_blocks < 1 or depth < 2 * n_blocks + 2 or (depth - 2) % (2 * n_blocks):
+            raise UserError(
+                f"The ResNet's depth is {depth} with {n_blocks} blocks; expected 2 * n_blocks * n + 2 for a whole "
+                "number n of units in each block: with 3 blocks 8, 14, 20, 26, 32, ..."
+            )
+        return None
+    if model in ("myrtle5", "myrtle7"):
+        return None
+    fixed_seeds = {"convnet_gp": 31, "residual_cnn_gp": 53}
+    if model == "random":
+        architecture = draw_architecture(seed, allow_skip, skip_rule)
+    else:
+        architecture = draw_architecture(fixed_seeds[model])
+    if multiply_by_sqrt2 is not None and architecture.nonlinearity != "ExReLU":
+        raise UserError(
+            f"multiply_by_sqrt2 is given for {run_name(model, seed)}, whose nonlinearity is the erf; "
+            "expected a ReLU network: leave the flag out."
+        )
+    return architecture
 
 
 def _with_pool(plain: "NNGPKernel", pool: Pool) -> "Layer":
@@ -109,36 +171,6 @@ def _with_pool(plain: "NNGPKernel", pool: Pool) -> "Layer":
     )
 
 
-def _drawn(
-    model: str,
-    input_shape: Sequence[int],
-    seed: int,
-    allow_skip: bool | None,
-    skip_rule: SkipRule,
-    var_weight: float | None,
-    var_bias: float | None,
-    multiply_by_sqrt2: bool | None,
-) -> "NNGPKernel":
-    """A network of the random search."""
-    fixed_seeds = {"convnet_gp": 31, "residual_cnn_gp": 53}
-    if model == "random":
-        architecture = draw_architecture(seed, allow_skip, skip_rule)
-    else:
-        architecture = draw_architecture(fixed_seeds[model])
-    if multiply_by_sqrt2 is not None and architecture.nonlinearity != "ExReLU":
-        raise UserError(
-            f"multiply_by_sqrt2 is given for {run_name(model, seed)}, whose nonlinearity is the erf; "
-            "expected a ReLU network: leave the flag out."
-        )
-    if var_weight is not None:
-        architecture = replace(architecture, var_weight=var_weight)
-    if var_bias is not None:
-        architecture = replace(architecture, var_bias=var_bias)
-    if multiply_by_sqrt2 is not None:
-        architecture = replace(architecture, multiply_by_sqrt2=multiply_by_sqrt2)
-    return architecture.kernel(input_shape, name=run_name(model, seed))
-
-
 def _resnet(
     input_shape: Sequence[int],
     depth: int,
@@ -150,11 +182,6 @@ def _resnet(
     from .layers import ExReLU
     from .resnet import ResnetKernel
 
-    if n_blocks < 1 or depth < 2 * n_blocks + 2 or (depth - 2) % (2 * n_blocks):
-        raise UserError(
-            f"The ResNet's depth is {depth} with {n_blocks} blocks; expected 2 * n_blocks * n + 2 for a whole number n "
-            "of units in each block: with 3 blocks 8, 14, 20, 26, 32, ..."
-        )
     return ResnetKernel(
         input_shape,
         block_sizes=[(depth - 2) // (2 * n_blocks)] * n_blocks,
@@ -165,35 +192,3 @@ def _resnet(
         var_bias=0.0 if var_bias is None else var_bias,
         name="resnet_gp",
     )
-
-
-#: Convolutions in each of the three stages of a Myrtle network.
-_MYRTLE = {"myrtle5": (2, 1, 1), "myrtle7": (2, 2, 2)}
-
-
-def _myrtle(
-    model: str,
-    input_shape: Sequence[int],
-    var_weight: float | None,
-    var_bias: float | None,
-    multiply_by_sqrt2: bool,
-) -> "NNGPKernel":
-    """Three stages of 3x3 convolutions and ReLUs with a 2x2 average pool between, then the pool of the whole map."""
-    from .layer import variance_parameter
-    from .layers import AvgPool, Conv, Dense, ExReLU, GlobalAvgPool, Layer, Sequential
-    from .nngp import NNGPKernel
-
-    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
-        raise UserError(
-            f"The images of {model} have shape {list(input_shape)}; expected [channels, height, width] with at least "
-            "8 pixels on a side, which two pools of 2x2 leave two of."
-        )
-    weight = variance_parameter(2.0 if var_weight is None else var_weight)
-    bias = variance_parameter(0.0 if var_bias is None else var_bias)
-    layers: list[Layer] = []
-    for n in _MYRTLE[model]:
-        for _ in range(n):
-            conv = Conv(3, var_weight=weight, var_bias=bias, divide_by_patch=True)
-            layers += [conv, ExReLU(multiply_by_sqrt2=multiply_by_sqrt2)]
-        layers.append(AvgPool(2))
-    return NNGPKernel(Sequential(*layers[:-1], GlobalAvgPool(), Dense(weight, bias)), input_shape, name=model)

@@ -158,9 +158,9 @@ def test_the_named_networks_take_images_of_any_rank(model, shape, rng):
         ({"model": "random", "seed": -1}, "The seed is -1"),
         ({"model": "random", "skip_rule": "mine"}, "The skip rule is 'mine'"),
         ({"model": "random", "seed": 1, "multiply_by_sqrt2": True}, "seed_01, whose nonlinearity is the erf"),
-        ({"model": "convnet_gp", "var_weight": -1.0}, "A variance is -1.0"),
         ({"model": "convnet_gp", "kernel": "gp"}, "The kernel is 'gp'; expected one of nngp, ntk"),
         ({"model": "myrtle5", "pool": 2}, r"A pool \(2\) is asked for where the map before the readout is one pixel"),
+        ({"model": "convnet_gp", "var_weight": -1.0}, "var_weight is -1.0; expected"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, said):
