@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
 from .random_search import Architecture, SkipRule, draw_architecture
@@ -92,7 +92,7 @@ def build_kernel(
 
         plain = myrtle_kernel(model, input_shape, var_weight, var_bias, bool(multiply_by_sqrt2))
     else:
-        own = {"var_weight": var_weight, "var_bias": var_bias, "multiply_by_sqrt2": multiply_by_sqrt2}
+        own: dict[str, Any] = {"var_weight": var_weight, "var_bias": var_bias, "multiply_by_sqrt2": multiply_by_sqrt2}
         changed = replace(architecture, **{name: value for name, value in own.items() if value is not None})
         plain = changed.kernel(input_shape, name=run_name(model, seed))
     if kernel == "nngp" and pool is None:
