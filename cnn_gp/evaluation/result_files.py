@@ -5,13 +5,16 @@ The files of a result, which appear together and are refused apart.
 before that line: whatever is read was verified as bytes first. Version 0.1 wrote neither.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +28,13 @@ from .tables import to_csv
 
 #: How a JSON object ends, and what is put in its place.
 _END, _DIGEST = b"\n}\n", b',\n  "sha256": "%s"\n}\n'
+
+
+T = TypeVar("T")
+
+
+class Missing(Damaged):
+    """A file of a result isn't there."""
 
 
 class ResultFiles:
@@ -84,13 +94,29 @@ class ResultFiles:
 
     def check_others(self, result: Result) -> None:
         """
-        :raises Damaged: where a file beside the JSON is missing, or isn't the one that was written with it.
+        :raises Missing: where a file that was written with the JSON isn't there.
+        :raises Damaged: where one isn't what was written with it.
         :raises UserError: where one can't be read.
         """
         if result.files is None and not self.csv_path.exists():
-            raise Damaged(f"{self.csv_path} is missing")
+            raise Missing(f"{self.csv_path} is missing")
         for name in result.files or ():
             self._read_other(result, name)
+
+    def read_checked(self) -> Result | None:
+        """
+        The result, or None where there is none. Files beside it may be gone, as where only the numbers were kept.
+
+        :raises UserError: where it can't be read, or a file beside it isn't one that was written with it.
+        """
+
+        def read(result: Result) -> Result:
+            for name in result.files or ():
+                with contextlib.suppress(Missing):
+                    self._read_other(result, name)
+            return result
+
+        return self._read_together(read)
 
     def read_arrays(self, result: Result) -> dict[str, np.ndarray]:
         """
@@ -103,10 +129,8 @@ class ResultFiles:
         try:
             content = self._read_other(result, self.arrays_path.name)
         except Damaged as reason:
-            remedy = "start classify_gp.py again with the same flags, which computes it again"
-            raise UserError(f"{reason}: {remedy}.") from reason
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return dict(file)
+            raise _compute_again(reason) from reason
+        return _arrays(content)
 
     def solution(self, fingerprint: str) -> np.ndarray:
         """
@@ -115,10 +139,13 @@ class ResultFiles:
         :param fingerprint: of the run that it is asked for.
         :raises UserError: where there is none, or it is of another run, or not what was written.
         """
-        result = self.read()
-        remedy = "start classify_gp.py again with the same flags and --overwrite"
-        if result is None:
+        alpha = self._read_together(lambda result: self._solution(result, fingerprint))
+        if alpha is None:
             raise UserError(f"There is no {self.json_path}: start classify_gp.py first, or check --csv_dir.")
+        return alpha
+
+    def _solution(self, result: Result, fingerprint: str) -> np.ndarray:
+        remedy = "start classify_gp.py again with the same flags and --overwrite"
         if result.fingerprint != fingerprint:
             raise UserError(
                 f"{self.json_path} was computed from another kernel than the one that is there now (fingerprint "
@@ -129,10 +156,26 @@ class ResultFiles:
                 f"{self.json_path} was written by cnn_gp 0.1, without the SHA-256 of its solution: {remedy}; the "
                 "kernel isn't computed again."
             )
-        alpha = self.read_arrays(result)["alpha"]
+        alpha = _arrays(self._read_other(result, self.arrays_path.name))["alpha"]
         if not np.isfinite(alpha).all():
             raise UserError(f"The solution in {self.arrays_path} has numbers that aren't finite: {remedy}.")
         return alpha
+
+    def _read_together(self, read: Callable[[Result], T]) -> T | None:
+        """
+        What is read of the files of one result, None where there is none.
+
+        :param read: raises Damaged where the files aren't one result's.
+        :raises UserError: where they aren't, or can't be read.
+        """
+        while (content := self.content()) is not None:
+            try:
+                return read(self.parse(content))
+            except Damaged as reason:
+                # Unless another program has put another result in their place meanwhile.
+                if self.content() == content:
+                    raise _compute_again(reason) from reason
+        return None
 
     def _read_other(self, result: Result, name: str) -> bytes:
         """The content of a file that was written with a result. :raises Damaged: where it isn't that."""
@@ -140,7 +183,7 @@ class ResultFiles:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise Damaged(f"{path} is missing") from None
+            raise Missing(f"{path} is missing") from None
         except OSError as error:
             raise _unreadable(path, error) from error
         if _sha256(content) != (result.files or {}).get(name):
@@ -184,14 +227,14 @@ class ResultFiles:
 
 
 def read_all(folder: str | os.PathLike) -> list[Result]:
-    """The results in a folder, by run name. :raises UserError: where one of them can't be read."""
+    """The results in a folder, by run name. :raises UserError: where one can't be read, or its files are mixed."""
     folder = Path(folder)
     try:
         finish_all(folder)
         paths = sorted(folder.glob("[!.]*.json"))
     except OSError as error:
         raise _unreadable(folder, error) from error
-    found = [ResultFiles(folder, path.stem).read() for path in paths]
+    found = [ResultFiles(folder, path.stem).read_checked() for path in paths]
     return [result for result in found if result is not None]
 
 
@@ -216,6 +259,15 @@ def _without_digest(content: bytes) -> tuple[bytes, bool]:
     if end.startswith(before) and end.endswith(after):
         raise ValueError("its SHA-256 is wrong")
     return content, False
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return dict(file)
+
+
+def _compute_again(reason: Damaged) -> UserError:
+    return UserError(f"{reason}: start classify_gp.py again with the same flags, which computes it again.")
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

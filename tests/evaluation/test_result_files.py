@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnn_gp.errors import UserError
-from cnn_gp.evaluation.result_files import ResultFiles, read_all
+from cnn_gp.evaluation.result_files import Missing, ResultFiles, read_all
 from cnn_gp.npz import npz_bytes
 from cnn_gp.store.sealed import Damaged
 from cnn_gp.store.transaction import Superseded
@@ -107,9 +107,14 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, name):
     (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
     with pytest.raises(Damaged, match=f"{name} isn't the file that was written with made.json"):
         files.check_others(result)
+    said = f"{name} isn't the file that was written with made.json: start classify_gp.py again with the same flags"
+    with pytest.raises(UserError, match=said):
+        read_all(tmp_path / "a")
     (tmp_path / "a" / name).unlink()
-    with pytest.raises(Damaged, match=f"{name} is missing"):
+    with pytest.raises(Missing, match=f"{name} is missing"):
         files.check_others(result)
+    # As where only the numbers were kept.
+    assert read_all(tmp_path / "a") == [FULL]
     (tmp_path / "a" / name).mkdir()
     with pytest.raises(UserError, match=rf"{name} can't be read \(Is a directory\)"):
         files.check_others(result)
@@ -194,7 +199,7 @@ def test_a_folder_in_a_files_place_is_named_before_anything_is_written(tmp_path)
 
 
 def test_readers_beside_writers_see_whole_results_only(tmp_path):
-    """A reader gets a result with its own arrays, or is told that another has come in their place."""
+    """A reader of a result's arrays gets its own, or is told that others have come in their place."""
     files = made(tmp_path)
     stop = threading.Event()
     wrong = []
@@ -211,6 +216,8 @@ def test_readers_beside_writers_see_whole_results_only(tmp_path):
     writer = threading.Thread(target=write_many)
     writer.start()
     while not stop.is_set():
+        assert files.read_checked() is not None
+        assert files.solution("ab").shape == (2, 2)
         result = files.read()
         try:
             alpha = files.read_arrays(result)["alpha"]

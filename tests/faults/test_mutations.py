@@ -35,7 +35,9 @@ def whole(tmp_path_factory):
     for command in (
         ("save_kernels", *STAGE_1, f"--path={workdir}"),
         ("classify_gp", f"--path={workdir}", MODEL, "--variances", "--learning_curve=20,60"),
+        ("classify_gp", f"--path={workdir}", MODEL, "--learning_curve=20", "--N_train=40", "--csv_dir=fewer"),
         ("predict", f"--path={workdir}", MODEL, f"--images={workdir}/new.npz", f"--out={workdir}/new.csv"),
+        ("report", f"--path={workdir}"),
     ):
         ended = run_forked(*command)
         assert ended.status == 0, ended.stderr
@@ -179,12 +181,27 @@ def report(workdir, whole):
     return ended
 
 
+def report_with_figures(workdir, whole):
+    """A section is left out where its file is gone; whatever is drawn is what the whole result gives."""
+    ended = run_forked("report", f"--path={workdir}")
+    if ended.status == 0:
+        for path in (workdir / "results" / "figures").iterdir():
+            assert path.read_bytes() == (whole / "results" / "figures" / path.name).read_bytes(), path.name
+        told = (workdir / "results" / "report.md").read_text().split("\n\n")
+        assert set(told) <= set((whole / "results" / "report.md").read_text().split("\n\n"))
+    return ended
+
+
 RUN = [save, status, verify, classify, predict]
+RESULT = [classify_again, predict, report]
 KINDS = {
     "part": ("convnet_gp/K*.h5", [save, status, verify, classify]),
     "description": ("convnet_gp/run.*", [*RUN, classify_again, report]),
     "images": ("convnet_gp/images.*", [save, verify, classify, predict]),
     "view": ("convnet_gp.h5", [save, verify, classify]),
+    "result": ("results/convnet_gp.json", RESULT),
+    "predictions": ("results/convnet_gp_predictions.npz", [*RESULT, report_with_figures]),
+    "tables": ("results/convnet_gp*.csv", RESULT),
 }
 
 
@@ -231,7 +248,8 @@ def test_right_numbers_or_one_line(whole, tmp_path, shard):
             pattern, consumers = KINDS[kind]
             files = sorted(workdir.glob(pattern))
             path = rng.choice(files)
-            done, consumer, name = damage(path, files, rng), rng.choice(consumers), path.name
+            others = files + sorted(workdir.glob(f"fewer/{path.name}"))
+            done, consumer, name = damage(path, others, rng), rng.choice(consumers), path.name
         label = f"case {case}: {name}, {done}, {consumer.__name__}"
         try:
             ended = consumer(workdir, whole)
