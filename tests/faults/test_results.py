@@ -1,5 +1,6 @@
 """Results of killed, concurrent and mistaken programs: whole ones of before or of after, never mixed or poorer."""
 
+import errno
 import functools
 import json
 import shutil
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.forked import run_forked
-from helpers.killing import KILLED, kill_before
+from helpers.killing import FAILED, KILLED, kill_before
 
 MODEL = "--run_name=small"
 STAGE_1 = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_max=25", "--model=convnet_gp", MODEL]
@@ -173,7 +174,7 @@ def killed_at_every_operation(workdir, before, flags, after, tmp_path):
             assert found == after
             break
     else:
-        pytest.fail("it never ended")
+        pytest.fail("it has no end")
     assert number > 10 and seen[0] == before and seen[-1] == after
     return seen
 
@@ -204,6 +205,29 @@ def test_killed_at_any_moment_a_result_is_replaced_or_kept(workdir, expected, tm
     flags = ["--overwrite", "--N_train=40", "--leave_one_out"]
     before, after = expected("--variances"), expected("--N_train=40", "--leave_one_out")
     assert killed_at_every_operation(workdir, before, flags, after, tmp_path) == [before, after]
+
+
+@pytest.mark.kills
+def test_whichever_operation_fails_the_result_is_whole_and_one_line_says_so(workdir, expected, tmp_path):
+    assert classify(workdir, "--leave_one_out").status == 0
+    before, after = expected("--leave_one_out"), expected("--leave_one_out", "--variances")
+    errors = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EDQUOT, errno.EACCES]
+    failed = 0
+    for number in range(200):
+        copy = shutil.copytree(workdir, tmp_path / str(number))
+        fail = functools.partial(kill_before, number, str(copy), errors[number % len(errors)])
+        ended = classify(copy, "--variances", before=fail)
+        assert ended.status == 0 or ended.is_one_line, (number, ended)
+        failed += ended.status == 1
+        assert seen_by_all(copy) in (before, after), number
+        again = classify(copy, "--variances")
+        assert again.status == 0 and seen_by_all(copy) == after, (number, again)
+        shutil.rmtree(copy)
+        if FAILED not in ended.stdout:
+            break
+    else:
+        pytest.fail("it has no end")
+    assert failed > 8
 
 
 @pytest.mark.kills

@@ -1,4 +1,4 @@
-"""Ends a process before one of its file operations, as a kill does: nothing is tidied up."""
+"""Ends a process before one of its file operations, as a kill does, or lets that operation fail."""
 
 import builtins
 import io
@@ -10,13 +10,18 @@ from typing import Any
 #: The exit status of a process that was ended so.
 KILLED = 77
 
+#: What a process says of which an operation fails.
+FAILED = "An operation fails.\n"
+
 #: What changes something in a folder, by the names of its functions in ``os``.
 _OPERATIONS = ("replace", "rename", "link", "symlink", "mkdir", "rmdir", "unlink", "truncate")
 
 
-def kill_before(number: int, place: str) -> None:
+def kill_before(number: int, place: str, error: int | None = None) -> None:
     """
     End this process before the file operation of this number, from 0 on, in a folder or those in it.
+
+    :param error: in place of that, let this one operation fail with an error of the system.
 
     Operations are those that change something, an open for writing and a flush of a file or folder to the disk.
     """
@@ -26,9 +31,12 @@ def kill_before(number: int, place: str) -> None:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal done
             if counts(*arguments, **options):
-                if done == number:
-                    os._exit(KILLED)
                 done += 1
+                if done == number + 1:
+                    if error is None:
+                        os._exit(KILLED)
+                    os.write(1, FAILED.encode())
+                    raise OSError(error, os.strerror(error), str(arguments[0]))
             return real(*arguments, **options)
 
         return call
