@@ -29,7 +29,6 @@ from .tables import to_csv
 #: How a JSON object ends, and what is put in its place.
 _END, _DIGEST = b"\n}\n", b',\n  "sha256": "%s"\n}\n'
 
-
 T = TypeVar("T")
 
 
