@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,23 @@ if TYPE_CHECKING:
 SCHEDULER_TIMEOUT, WORKER_TIMEOUT = 20.0, 60.0
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to a cluster."""
+
+    client: "Client"
+    n_workers: int
+
+    def check(self) -> None:
+        """:raises CancelledError: where the connection is lost; not all that waits for the cluster notices."""
+        if self.client.status != "running":
+            raise CancelledError("the connection to the scheduler is lost")
+
+
 @contextmanager
-def connect(address: str, folder: Path) -> "Iterator[tuple[Client, int]]":
+def connect(address: str, folder: Path) -> Iterator[Cluster]:
     """
-    A client of the cluster, and its number of workers; it is closed at the end.
+    A connection to a cluster; it is closed at the end.
 
     :param folder: what all workers must see: the run's.
     :raises UserError: where there is no scheduler or no worker, one doesn't see the folder, or the scheduler or a
@@ -39,7 +53,7 @@ def connect(address: str, folder: Path) -> "Iterator[tuple[Client, int]]":
     except (OSError, ValueError) as error:
         raise UserError(f"There is no Dask scheduler at {address} ({error}): check --scheduler.") from error
     try:
-        yield client, _check_workers(client, address, folder)
+        yield Cluster(client, _check_workers(client, address, folder))
     except UserError:
         raise
     except Exception as error:

@@ -100,8 +100,8 @@ def _solve(run: RunDirectory, request: Request, files: ResultFiles, seen: bytes 
     files.check_writable()
     run.check_complete()
     run.check_data()
-    with contextlib.nullcontext((None, 0)) if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder) as at:
-        client, _ = at
+    with contextlib.nullcontext() if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder) as cluster:
+        client = None if cluster is None else cluster.client
         needed = check_memory(StoredGram(run), request.N_train, client)
         where = "of memory" if client is None else "of the cluster's memory"
         print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cnn_gp import cluster
+from cnn_gp.cluster import Cluster
 from cnn_gp.compute.claims import Claims
 from cnn_gp.compute.scheduler import compute_run, in_order
 from cnn_gp.errors import UserError
@@ -55,7 +56,7 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     begin(tmp_path / "cluster", make_data(**SIZES))
     engine = functools.partial(MeetingEngine, folder=str(tmp_path / "met"), processes=2)
     job = job_of(RunDirectory(tmp_path / "cluster", "small"), engine)
-    assert compute_run(job, cluster=(client.get_executor(), 2))
+    assert compute_run(job, cluster=Cluster(client, 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     records = RunDirectory(tmp_path / "cluster", "small").provenance()
     assert len({record["pid"] for record in records}) == 2
@@ -122,7 +123,7 @@ def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):
 
     threading.Thread(target=kill, daemon=True).start()
     job = job_of(run, functools.partial(SlowEngine, seconds=0.05))
-    assert compute_run(job, cluster=(client.get_executor(), 2))
+    assert compute_run(job, cluster=Cluster(client, 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     assert not list((run.folder / "claims").iterdir())
 
@@ -171,9 +172,9 @@ def test_a_killed_scheduler_ends_stage_1_in_one_line_and_the_run_is_resumed(tmp_
     threading.Thread(target=kill, daemon=True).start()
     with (
         pytest.raises(UserError, match=r"connection to the Dask scheduler at tcp://127.* is lost: start it"),
-        cluster.connect(address_of(tmp_path), run.folder) as (client, n_workers),
+        cluster.connect(address_of(tmp_path), run.folder) as at,
     ):
-        compute_run(job_of(run, SlowEngine), cluster=(client.get_executor(), n_workers))
+        compute_run(job_of(run, SlowEngine), cluster=at)
     claims.release(last)
     assert "Traceback" not in capfd.readouterr().err
     assert compute_run(job_of(run, SlowEngine))
@@ -192,9 +193,9 @@ def test_a_killed_scheduler_ends_stage_2_in_one_line(tmp_path, start_dask, capfd
     threading.Thread(target=kill, daemon=True).start()
     with (
         pytest.raises(UserError, match=r"connection to the Dask scheduler at tcp://127.* is lost: start it"),
-        cluster.connect(address_of(tmp_path), tmp_path) as (client, _),
+        cluster.connect(address_of(tmp_path), tmp_path) as at,
     ):
-        solve(gram, np.ones((23, 1)), client=client)
+        solve(gram, np.ones((23, 1)), client=at.client)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -207,8 +208,8 @@ def test_workers_are_waited_for_but_not_for_ever(tmp_path, start_dask, monkeypat
     monkeypatch.setattr(cluster, "WORKER_TIMEOUT", PATIENCE)
     late = threading.Timer(1.0, start_dask, ["worker"])
     late.start()
-    with cluster.connect(address, tmp_path) as (_, n_workers):
-        assert n_workers == 1
+    with cluster.connect(address, tmp_path) as at:
+        assert at.n_workers == 1
     assert not list(tmp_path.glob(".probe*"))
 
 

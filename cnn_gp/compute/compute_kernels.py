@@ -163,11 +163,8 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     workdir = str(run.workdir.absolute())
     job = Job(workdir, run.name, make_engine, description.fingerprint, request.claim_timeout)
     devices = [f"gpu:{i}" for i in range(request.n_gpus)] or ["cpu"]
-    with contextlib.ExitStack() as stack:
-        cluster = None
-        if request.scheduler is not None:
-            client, n_workers = stack.enter_context(connect(request.scheduler, run.folder))
-            cluster = client.get_executor(), n_workers
+    address = request.scheduler
+    with contextlib.nullcontext() if address is None else connect(address, run.folder) as cluster:
         is_complete = compute_run(job, devices, shard=request.shard, cluster=cluster, say=say)
     if is_complete:
         say(f"{run.name} is complete: {run.view_path}")

@@ -6,23 +6,25 @@ for one device, a process for each of several, or a Dask cluster. Claims (:mod:`
 programs in one directory from doubling work.
 """
 
+import functools
 import multiprocessing
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.thread import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..cluster import Cluster
 from ..errors import UserError
 from ..progress import Progress
 from ..store.run_directory import RunDirectory
 from ..store.tiling import Part
 from .worker import Job, Outcome, Worker, compute_part, enter_process
 
-#: Seconds between looks at parts that other programs are at work on.
+#: Seconds between looks at parts that other programs are at work on, and at workers that may be gone.
 _POLL = 1.0
 
 #: How often a worker process is started again after it died.
@@ -52,6 +54,8 @@ class WorkerPool:
     """It is given as many parts at a time."""
     restart: "Callable[[], WorkerPool] | None" = None
     """Makes it anew after it broke."""
+    check: Callable[[], None] = lambda: None
+    """Raises an error where it can't be waited for any longer."""
 
 
 def compute_run(
@@ -59,7 +63,7 @@ def compute_run(
     devices: Sequence[str] = ("cpu",),
     *,
     shard: tuple[int, int] = (1, 1),
-    cluster: "tuple[Executor, int] | None" = None,
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
     """
@@ -67,9 +71,10 @@ def compute_run(
 
     :param devices: one worker each; a single one works in this process, several in processes of their own.
     :param shard: (i, n): try the i-th of n shards first, and then only what nobody else is at work on.
-    :param cluster: an executor elsewhere and its number of workers, in place of ``devices``.
+    :param cluster: whose workers compute, in place of ``devices``.
     :param say: called with lines for people.
     :return: whether the run is complete.
+    :raises CancelledError: where the connection to the cluster is lost.
     """
     run = RunDirectory(job.workdir, job.name)
     run.remove_leftovers()
@@ -127,12 +132,14 @@ def _hand_out(
             while todo and sum(at is pool for _, at in running.values()) < pool.n_workers:
                 name = todo.popleft()
                 running[pool.submit(name)] = (name, pool)
+        for pool in pools:
+            pool.check()
         if not running:
             # All that is left is claimed by other programs: look again until it is there, or abandoned.
             time.sleep(_POLL)
             todo, others = deque(others), []
             continue
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        for future in wait(running, timeout=_POLL, return_when=FIRST_COMPLETED).done:
             name, pool = running.pop(future)
             try:
                 outcome = future.result()
@@ -166,12 +173,13 @@ def _hand_out(
 
 @contextmanager
 def _worker_pools(
-    job: Job, devices: Sequence[str], cluster: "tuple[Executor, int] | None", progress: Progress
+    job: Job, devices: Sequence[str], cluster: Cluster | None, progress: Progress
 ) -> Iterator[list[WorkerPool]]:
     """The workers; they end when the context does."""
     if cluster is not None:
-        executor, n_workers = cluster
-        yield [WorkerPool("the cluster", lambda name: executor.submit(compute_part, job, "cluster", name), n_workers)]
+        executor = cluster.client.get_executor()
+        submit = functools.partial(executor.submit, compute_part, job, "cluster")
+        yield [WorkerPool("the cluster", submit, cluster.n_workers, check=cluster.check)]
         return
     if len(devices) == 1:
         worker = Worker(job, devices[0])

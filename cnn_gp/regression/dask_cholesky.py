@@ -5,25 +5,29 @@ A chunk of the matrix is some whole tiles on a side. Workers read the chunks tha
 stored matrix nor its factor passes through the client.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from distributed import as_completed, futures_of
+from distributed import futures_of, wait
 
 from ..progress import Progress
 from .cholesky import NotPositiveDefinite
 from .gram_matrix import GramMatrix
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 #: Rows and columns of a chunk, about: 50 MB, and a second or two of a worker's time for each product.
 CHUNK = 2500
+
+#: Seconds between looks whether the scheduler is still there: not all that waits for it notices.
+_POLL = 1.0
 
 
 class ClusterFactor:
@@ -41,6 +45,7 @@ class ClusterFactor:
     def __init__(
         self, client: "Client", gram: GramMatrix, N: int, added: float = 0.0, chunk: int | None = None
     ) -> None:
+        self._client = client
         self.N, self._chunk = N, chunk or gram.n_max * max(1, round(CHUNK / gram.n_max))
         n = -(-N // self._chunk)
         self.bounds = [(i * self._chunk, min((i + 1) * self._chunk, N)) for i in range(n)]
@@ -52,21 +57,19 @@ class ClusterFactor:
         factor = client.persist(da.linalg.cholesky(matrix, lower=True))
         futures = futures_of(factor)
         with Progress(len(futures), "blocks factorised") as progress:
-            for future in as_completed(futures):
+            for future in self._as_completed(futures):
                 if future.status == "error":
                     error = future.exception()
                     if isinstance(error, np.linalg.LinAlgError):
                         raise NotPositiveDefinite(N) from error
                     raise error
-                if future.status != "finished":
-                    raise CancelledError(f"block {future.key} is {future.status}")
                 progress(1)
         # The chunks above the diagonal are zeros, which needn't be kept.
         name = factor.name
         graph: dict[Any, Any] = {future.key: future for future in futures if future.key[1] >= future.key[2]}
         graph.update({(name, i, j): (np.zeros, (self._chunk,) * 2) for j in range(n) for i in range(j)})
         self._factor = da.Array(graph, name, chunks, dtype=np.float64)
-        self._diagonal = da.diagonal(self._factor).compute()[:N]
+        self._diagonal = self._compute(da.diagonal(self._factor))[:N]
 
     def log_determinant(self, n: int | None = None) -> float:
         """Of the matrix, or its leading n rows and columns."""
@@ -75,18 +78,18 @@ class ClusterFactor:
     def forward(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
         """L^-1 B, for B [N, m]; with ``n`` that of the leading n rows and columns, for B [n, m]."""
         factor, right = self._leading(B, n)
-        return da.linalg.solve_triangular(factor, right, lower=True).compute()[: len(B)]
+        return self._compute(da.linalg.solve_triangular(factor, right, lower=True))[: len(B)]
 
     def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
         """The matrix's (or its leading n rows' and columns') inverse times B."""
         # Between the two the rows beyond n are set to 0, which they then stay.
         factor, right = self._leading(self.forward(B, n), n)
-        return da.linalg.solve_triangular(factor.T, right, lower=False).compute()[: len(B)]
+        return self._compute(da.linalg.solve_triangular(factor.T, right, lower=False))[: len(B)]
 
     def times(self, B: np.ndarray) -> np.ndarray:
         """L L^T B: the matrix that was factorised, times B."""
         factor, right = self._leading(B, None)
-        return (factor @ (factor.T @ right)).compute()[: self.N]
+        return self._compute(factor @ (factor.T @ right))[: self.N]
 
     def inverse_diagonal(self, progress: Callable[[int], None] = lambda steps: None) -> np.ndarray:
         """The diagonal of the matrix's inverse, [N]: the squared norms of the columns of L^-1."""
@@ -94,12 +97,29 @@ class ClusterFactor:
         for left, right in self.bounds:
             columns = da.eye(len(self._factor), chunks=self._chunk)[:, left:right].rechunk({1: -1})
             inverse = da.linalg.solve_triangular(self._factor, columns, lower=True)
-            result[left:right] = (inverse**2).sum(axis=0).compute()
+            result[left:right] = self._compute((inverse**2).sum(axis=0))
             progress(1)
         return result
 
     def make_room(self, folder: Path) -> None:
         """Nothing to do here: Dask's workers move what they hold to their disks."""
+
+    def _compute(self, array: da.Array) -> np.ndarray:
+        """A small array, as the client's."""
+        (future,) = self._as_completed([self._client.compute(array)])
+        return future.result()
+
+    def _as_completed(self, futures: "list[Future]") -> "Iterator[Future]":
+        """The futures as they end. :raises CancelledError: where the client has lost its scheduler."""
+        waiting = set(futures)
+        while waiting:
+            with contextlib.suppress(TimeoutError):
+                wait(waiting, timeout=_POLL, return_when="FIRST_COMPLETED")
+            done = {future for future in waiting if future.done()}
+            if self._client.status != "running" or any(future.cancelled() for future in done):
+                raise CancelledError("the connection to the scheduler is lost")
+            waiting -= done
+            yield from done
 
     def _leading(self, B: np.ndarray, n: int | None) -> tuple[da.Array, da.Array]:
         """The chunks of the factor that hold its leading n rows and columns, and B filled up with zeros to fit."""
