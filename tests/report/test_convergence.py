@@ -135,7 +135,7 @@ def test_a_study_is_gone_on_with_and_returns_what_it_writes(tmp_path):
 def test_the_script(tmp_path):
     flags = [f"--path={tmp_path}", "--models=resnet_gp", "--widths=3,5", "--draws=30", "--wide_draws=10"]
     process = script("plot_convergence", *flags, "--n_images=5")
-    assert process.returncode == 0, process.stderr
+    assert process.status == 0, process.stderr
     assert "resnet_gp, width 5: second moments off by" in process.stdout
     ends = (".png", ".svg", ".csv", ".json", "_width_3.npz", "_width_5.npz")
     assert {path.name for path in tmp_path.iterdir()} == {f"resnet_gp{end}" for end in ends}

@@ -25,14 +25,14 @@ def workdir(tmp_path_factory):
     """A finished small run of the ConvNet on the digits."""
     path = tmp_path_factory.mktemp("workdir")
     process = script("save_kernels", *SMALL, "--model=convnet_gp", f"--path={path}")
-    assert process.returncode == 0, process.stderr
+    assert process.status == 0, process.stderr
     assert "60 training, 20 validation and 30 test images; 15 tiles, 4,830 kernel entries" in process.stdout
     return path
 
 
 def test_both_stages(workdir):
     process = script("classify_gp", f"--path={workdir}", "--model=convnet_gp")
-    assert process.returncode == 0, process.stderr
+    assert process.status == 0, process.stderr
     assert process.stderr == ""
     result = json.loads((workdir / "results" / "convnet_gp.json").read_text())
     expected = {"model": "convnet_gp", "dataset": "digits", "N_train": 60, "N_vali": 20, "N_test": 30, "jitter": 0.0}
@@ -50,14 +50,14 @@ def test_both_stages(workdir):
     assert f"{result['test_error']:.2f}" in process.stdout
 
     again = script("classify_gp", f"--path={workdir}", "--model=convnet_gp")
-    assert again.returncode == 0 and "is there already" in again.stdout
+    assert again.status == 0 and "is there already" in again.stdout
 
     other = script("classify_gp", f"--path={workdir}", "--model=convnet_gp", "--N_train=40")
     refused(other, "N_train is 60 there and 40 asked for): give --overwrite, or another --csv_dir")
     assert json.loads((workdir / "results" / "convnet_gp.json").read_text()) == result
 
     fewer = script("classify_gp", f"--path={workdir}", "--model=convnet_gp", "--N_train=40", "--csv_dir=fewer")
-    assert fewer.returncode == 0, fewer.stderr
+    assert fewer.status == 0, fewer.stderr
     assert json.loads((workdir / "fewer" / "convnet_gp.json").read_text())["N_train"] == 40
     assert "convnet_gp" in script("report", f"--path={workdir}").stdout
 
@@ -79,7 +79,7 @@ def test_the_stored_kernel_is_the_kernel(workdir):
 def test_starting_again_does_nothing_and_other_flags_are_refused(workdir):
     before = {path: path.stat().st_mtime_ns for path in (workdir / "convnet_gp").iterdir()}
     again = script("save_kernels", *SMALL, "--model=convnet_gp", f"--path={workdir}")
-    assert again.returncode == 0 and "6 of 6 parts are there already" in again.stdout
+    assert again.status == 0 and "6 of 6 parts are there already" in again.stdout
     other = script("save_kernels", *SMALL[:-1], "--n_max=30", "--model=convnet_gp", f"--path={workdir}")
     refused(other, "n_max is 25 there and 30 asked for")
     weight = script("save_kernels", *SMALL, "--model=convnet_gp", f"--path={workdir}", "--var_weight=2")
@@ -210,7 +210,7 @@ def test_classify_says_each_jitter_and_records_it(tmp_path):
     data.X[1:] = data.X[0]
     complete(tmp_path, data, Indefinite())
     process = script("classify_gp", f"--path={tmp_path}", "--run_name=small")
-    assert process.returncode == 0, process.stderr
+    assert process.status == 0, process.stderr
     assert process.stdout.count("isn't positive definite at relative jitter") == 8
     assert json.loads((tmp_path / "results" / "small.json").read_text())["jitter"] == pytest.approx(1e-3)
 
