@@ -12,6 +12,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 from .paths import ROOT
+from .waiting import PATIENCE
 
 # The server does nothing but import and fork: unlike this process it has no threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -47,7 +48,7 @@ class Ended:
         return self.status in (1, 3) and len(lines) == 1 and lines[0].startswith("error: ")
 
 
-def run_forked(name: str, *flags: object, seconds: float = 60.0, before: Callable[[], None] | None = None) -> Ended:
+def run_forked(name: str, *flags: object, seconds: float = PATIENCE, before: Callable[[], None] | None = None) -> Ended:
     """
     Run ``scripts/NAME.py``.
 

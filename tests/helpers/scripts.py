@@ -4,7 +4,6 @@ import os
 import sys
 
 from .forked import Ended, run_forked
-from .waiting import PATIENCE
 
 SMALL = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_max=25"]
 
@@ -14,7 +13,7 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 def script(name: str, *flags: object) -> Ended:
     """Run ``scripts/NAME.py``."""
-    return run_forked(name, *flags, seconds=PATIENCE)
+    return run_forked(name, *flags)
 
 
 def refused(ended: Ended, said: str, status: int = 1) -> None:
