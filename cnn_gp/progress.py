@@ -21,9 +21,11 @@ class Progress:
     _SECONDS_BETWEEN_LINES = 30.0
 
     def __init__(self, total: int, unit: str, done: int = 0) -> None:
-        self._total, self._unit, self._done, self._before = total, unit, done, done
+        self._total, self._unit, self._done = total, unit, done
         self._lock = threading.Lock()
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
+        # The first units may have waited for a compiler: the rate is that of those after them.
+        self._first: tuple[float, int] | None = None
         self._bar: Any = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit=f" {unit}", unit_scale=True, dynamic_ncols=True)
@@ -37,14 +39,13 @@ class Progress:
                 self._bar.update(units)
             elif now - self._said >= self._SECONDS_BETWEEN_LINES:
                 self._said = now
-                rate = (self._done - self._before) / (now - self._started)
-                left = (self._total - self._done) / rate
-                print(
-                    f"{self._done / self._total:6.1%}  {self._done:,} of {self._total:,} {self._unit}, "
-                    f"{rate:,.0f} per second, {duration(left)} left",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                line = f"{self._done / self._total:6.1%}  {self._done:,} of {self._total:,} {self._unit}"
+                if self._first is not None:
+                    rate = max(self._done - self._first[1], 1) / max(now - self._first[0], 1e-6)
+                    line += f", {rate:,.0f} per second, {duration((self._total - self._done) / rate)} left"
+                print(line, file=sys.stderr, flush=True)
+            if self._first is None:
+                self._first = now, self._done
 
     def __enter__(self) -> "Progress":
         return self
