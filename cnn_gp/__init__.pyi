@@ -19,3 +19,5 @@ from .kernels.layers import Sum as Sum
 from .kernels.nngp import NNGPKernel as NNGPKernel
 from .kernels.ntk import NTKKernel as NTKKernel
 from .kernels.resnet import ResnetKernel as ResnetKernel
+from .store.stored_run import StoredRun as StoredRun
+from .store.stored_run import open_run as open_run
