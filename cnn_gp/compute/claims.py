@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..processes import host_id, is_same_process, started
-from ..store.atomic import not_written
+from ..store.atomic import create_exclusively, not_written
 
 #: Seconds between two touches of a claim.
 HEARTBEAT = 10.0
@@ -57,11 +57,12 @@ class Claims:
 
         :raises UserError: where no claim can be made.
         """
-        if not self._create(name):
-            if not self._abandoned(name):
+        path = self._path(name)
+        if not self._create(path):
+            if not self._abandoned(path):
                 return False
             self._remove_abandoned(name)
-            if not self._create(name):
+            if not self._create(path):
                 return False
         with self._lock:
             self._held.add(name)
@@ -71,7 +72,7 @@ class Claims:
         """Give a claim back, unless another process took it over meanwhile. It raises nothing: a claim times out."""
         with self._lock:
             self._held.discard(name)
-        if self._owner(name).get("token") == self._me["token"]:
+        if _read(self._path(name)).get("token") == self._me["token"]:
             with contextlib.suppress(OSError):
                 self._path(name).unlink()
 
@@ -85,32 +86,15 @@ class Claims:
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.claim"
 
-    def _create(self, name: str) -> bool:
-        path = self._path(name)
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise _not_made(path, error) from error
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(self._me))
-        except OSError as error:
-            # An empty claim would keep everybody waiting.
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise _not_made(path, error) from error
-        return True
+    def _create(self, path: Path) -> bool:
+        """Make a claim, with its content at once: a killed process leaves none of which nobody knows whose it is."""
+        return create_exclusively(path, json.dumps(self._me))
 
-    def _owner(self, name: str) -> dict[str, Any]:
-        return _read(self._path(name))
-
-    def _abandoned(self, name: str) -> bool:
-        owner = self._owner(name)
+    def _abandoned(self, path: Path) -> bool:
+        owner = _read(path)
         if owner.get("host") == self._me["host"] and not is_same_process(owner["pid"], owner.get("started")):
             return True
-        return self._is_silent(self._path(name))
+        return self._is_silent(path)
 
     def _is_silent(self, path: Path) -> bool:
         """
@@ -149,19 +133,15 @@ class Claims:
 
         :raises UserError: where it can't be removed.
         """
-        guard = self._folder / f"{name}.takeover"
-        try:
-            os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
+        path, guard = self._path(name), self._folder / f"{name}.takeover"
+        if not self._create(guard):
             # Somebody else is at it, or died at it.
-            if self._is_silent(guard):
+            if self._abandoned(guard):
                 _remove(guard)
             return
-        except OSError as error:
-            raise _not_made(guard, error) from error
         try:
-            if self._abandoned(name):
-                _remove(self._path(name))
+            if self._abandoned(path):
+                _remove(path)
         finally:
             with contextlib.suppress(OSError):
                 guard.unlink()
@@ -205,10 +185,3 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} is nobody's and can't be removed ({error.strerror}): remove it yourself.") from error
-
-
-def _not_made(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path} can't be made ({error.strerror}), so that no part can be claimed: free some space, or check the "
-        "folder's permissions, then start again; what was finished is kept."
-    )

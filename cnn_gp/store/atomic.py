@@ -100,6 +100,15 @@ def create_exclusively(path: Path, content: str | bytes) -> bool:
     return True
 
 
+def remove(path: Path) -> None:
+    """Remove a file that may be there. :raises UserError: where it can't be removed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "check the place")
+        raise UserError(f"{path} can't be removed ({error.strerror}): {remedy}, or remove it yourself.") from error
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, so that they survive a power cut."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]

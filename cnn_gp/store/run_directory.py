@@ -29,7 +29,7 @@ import numpy as np
 from ..data.datasets import Dataset
 from ..errors import UserError
 from . import part_file, upgrade, view
-from .atomic import check_writable, remove_leftovers, write_atomically
+from .atomic import check_writable, remove, remove_leftovers, write_atomically
 from .description import Description, differences
 from .names import checked_run_name
 from .part_file import Row
@@ -112,8 +112,7 @@ class RunDirectory:
         }
         content = part_file.to_bytes(part, rows, self.description().n_max)
         self._write(self._part_path(part), content, {"provenance": dict(provenance or {}), "diagonals": diagonals})
-        for row in part.rows:
-            self._row_path(part, row).unlink(missing_ok=True)
+        self._forget_kept_rows(part)
 
     def keep_row(self, part: Part, row: TileRow, entries: np.ndarray, diagonal: np.ndarray) -> None:
         """Put a finished row of an unfinished part aside, so that a kill loses only the row at work."""
@@ -172,7 +171,7 @@ class RunDirectory:
 
     def discard(self, name: str) -> None:
         """Delete a part's file, which was found damaged."""
-        (self.folder / f"{name}.h5").unlink(missing_ok=True)
+        remove(self.folder / f"{name}.h5")
 
     def write_view(self) -> None:
         """
@@ -188,9 +187,13 @@ class RunDirectory:
         view.write(self.view_path, self.name, self.description(), self.labels())
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes of this host left."""
-        for folder in (self.workdir, self.folder):
+        """Remove what killed processes left: this host's temporary files, and kept rows of parts that are done."""
+        for folder in (self.workdir, self.folder, self.claims_folder):
             remove_leftovers(folder)
+        kept = {path.name.split(".")[0] for path in self.folder.glob("*.row_*.npz")}
+        for part in self.description().tiling.parts():
+            if part.name in kept and self.is_done(part):
+                self._forget_kept_rows(part)
 
     def forget_claims(self) -> None:
         """Remove what claims are left of a complete run: of a process killed just after its part was on disk."""
@@ -337,7 +340,7 @@ class RunDirectory:
         self._record = self._read_record().renew(self._record_path)
         view.delete(self.view_path)
         for part in self.description().tiling.parts():
-            self._part_path(part).unlink(missing_ok=True)
+            remove(self._part_path(part))
         with contextlib.suppress(OSError):
             self.claims_folder.rmdir()
 
@@ -348,6 +351,12 @@ class RunDirectory:
 
     def _row_path(self, part: Part, row: TileRow) -> Path:
         return self.folder / f"{part.name}.row_{row.start}.npz"
+
+    def _forget_kept_rows(self, part: Part) -> None:
+        """Remove what :meth:`keep_row` put aside; what can't be removed is left to :meth:`remove_leftovers`."""
+        for row in part.rows:
+            with contextlib.suppress(OSError):
+                self._row_path(part, row).unlink(missing_ok=True)
 
     def _read_record(self) -> Record:
         if self._record is None:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from ..errors import UserError
-from .atomic import write_atomically
+from .atomic import remove, write_atomically
 from .description import Description, differences
 from .sealed import Damaged, read_seal, seal
 from .tiling import Part
@@ -68,7 +68,7 @@ def seal_parts(folder: Path, description: Description) -> int:
             if about is not None:
                 write_atomically(path, seal(path.read_bytes(), path.name, description.fingerprint, about))
                 sealed += 1
-    (folder / "run.h5").unlink()
+    remove(folder / "run.h5")
     return sealed
 
 

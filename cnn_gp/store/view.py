@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from ..errors import UserError
-from .atomic import write_atomically
+from .atomic import remove, write_atomically
 from .description import Description
 from .sealed import Damaged, read_sealed, seal
 
@@ -53,7 +53,7 @@ def write(path: Path, name: str, description: Description, labels: dict[str, np.
 def delete(path: Path) -> None:
     """Delete a view, and nothing else that may lie in its place."""
     if _is_a_view(path):
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def defect(path: Path, description: Description) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 
 from cnn_gp.compute.claims import Claims, claimed
 from cnn_gp.errors import UserError
+from cnn_gp.processes import host_id
 from helpers.waiting import wait_until
 
 
@@ -135,15 +136,14 @@ def test_a_claim_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path, mo
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("cnn_gp.compute.claims.json.dumps", full)
-        with pytest.raises(UserError, match=r"a\.claim can't be made \(No space left on device\)"):
-            claims.take("a")
-    with monkeypatch.context() as patch:
-        patch.setattr("cnn_gp.compute.claims.os.open", full)
-        with pytest.raises(UserError, match="No space left"):
-            claims.take("a")
-    assert not list(tmp_path.glob("*.claim"))
+    for operation in ("fsync", "link"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"cnn_gp.store.atomic.os.{operation}", full)
+            with pytest.raises(
+                UserError, match=r"a\.claim can't be written \(No space left on device\): free some space"
+            ):
+                claims.take("a")
+        assert not list(tmp_path.iterdir())
     assert claims.take("a")
     # A claim that can't be given back times out: what ended the work matters more.
     with monkeypatch.context() as patch:
@@ -155,3 +155,25 @@ def test_claims_that_cannot_be_made_are_one_line(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run/claims can't be written \(.*/run is a file, not a folder\): choose"):
         Claims(tmp_path / "run" / "claims")
+
+
+def test_a_claim_is_complete_from_its_first_moment(tmp_path, monkeypatch):
+    """One that was cut short would be waited for until it times out."""
+    seen = []
+    real = os.link
+
+    def link(source, target):
+        real(source, target)
+        seen.append(json.loads(target.read_text())["pid"])
+
+    monkeypatch.setattr("cnn_gp.store.atomic.os.link", link)
+    assert Claims(tmp_path).take("a") and seen == [os.getpid()]
+
+
+def test_a_takeover_whose_process_is_dead_is_finished_by_the_next(tmp_path):
+    dead = json.dumps({"host": host_id(), "pid": 2**22 + 1, "started": 1.0, "token": "a"})
+    for name in ("a.claim", "a.takeover"):
+        (tmp_path / name).write_text(dead)
+    claims = Claims(tmp_path)
+    assert [claims.take("a") for _ in range(2)] == [False, True]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.claim"}

@@ -186,6 +186,44 @@ def test_kept_rows_that_are_damaged_or_of_another_place_do_not_count(tmp_path, m
         assert run.kept_row(part, row) is None
 
 
+def refusing(*arguments, **options):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_kept_rows_that_could_not_be_removed_are_removed_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("cnn_gp.store.tiling.MAX_PARTS", 6)
+    run = begin(tmp_path, make_data(), n_max=3)
+    real = os.unlink
+
+    def unlink(path, **options):
+        if str(path).endswith(".npz"):
+            refusing()
+        real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        compute(run)
+    kept = list(run.folder.glob("*.npz"))
+    assert kept
+    (run.folder / f"{kept[0].name.split('.')[0]}.h5").unlink()
+    run.remove_leftovers()
+    # Those of the part that isn't there are still of use.
+    assert kept[0].exists() and len(list(run.folder.glob("*.npz"))) < len(kept)
+    compute(run)
+    assert not list(run.folder.glob("*.npz"))
+
+
+def test_files_that_cannot_be_removed_are_one_line(tmp_path, monkeypatch):
+    run = complete(tmp_path, make_data())
+    monkeypatch.setattr(os, "unlink", refusing)
+    said = (
+        r"can't be removed \(Read-only file system\): choose a place on a file system that isn't read-only, or remove"
+    )
+    for remove in (lambda: run.discard("Kxx_0000"), run.delete_parts):
+        with pytest.raises(UserError, match=said):
+            remove()
+
+
 # The view -------------------------------------------------------------------------------------------------------------
 
 
