@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.forked import run_forked
-from helpers.killing import FAILED, KILLED, kill_before
+from helpers.killing import FAILED, KILLED, Fault, kill_before
 
 MODEL = "--run_name=small"
 STAGE_1 = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_max=25", "--model=convnet_gp", MODEL]
@@ -215,7 +215,7 @@ def test_whichever_operation_fails_the_result_is_whole_and_one_line_says_so(work
     failed = 0
     for number in range(200):
         copy = shutil.copytree(workdir, tmp_path / str(number))
-        fail = functools.partial(kill_before, number, str(copy), errors[number % len(errors)])
+        fail = Fault(number, str(copy), errors[number % len(errors)]).begin
         ended = classify(copy, "--variances", before=fail)
         assert ended.status == 0 or ended.is_one_line, (number, ended)
         failed += ended.status == 1
