@@ -58,5 +58,5 @@ def made_run(path: str, N_train: int, N_vali: int, N_test: int, n_max: int = DEF
     description = Description.of(data, model="random", kernel=kernel, n_max=n_max, float_type="float32")
     run = RunDirectory(path, "made")
     run.begin(description, data)
-    compute_run(Job(path, run.name, MadeEngine, description.fingerprint))
+    compute_run(Job(path, run.name, MadeEngine, run.id))
     return run

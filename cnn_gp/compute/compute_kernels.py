@@ -161,7 +161,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         n_threads=request.n_threads,
     )
     workdir = str(run.workdir.absolute())
-    job = Job(workdir, run.name, make_engine, description.fingerprint, request.claim_timeout)
+    job = Job(workdir, run.name, make_engine, run.id, request.claim_timeout)
     devices = [f"gpu:{i}" for i in range(request.n_gpus)] or ["cpu"]
     address = request.scheduler
     with contextlib.nullcontext() if address is None else connect(address, run.folder) as cluster:

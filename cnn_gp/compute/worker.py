@@ -34,7 +34,7 @@ class Job:
     """The run's name."""
     make_engine: "Callable[[str], Engine]"
     """From a device ("cpu" or "gpu:0") to an engine; it must pickle."""
-    fingerprint: str
+    run_id: str
     """Of the run whose kernel the engine computes."""
     claim_timeout: float = TIMEOUT
     heartbeat: float = HEARTBEAT
@@ -59,10 +59,10 @@ class Worker:
     def __init__(self, job: Job, device: str) -> None:
         self.run = RunDirectory(job.workdir, job.name)
         self.claims = Claims(self.run.claims_folder, job.claim_timeout, job.heartbeat)
-        if self.run.description().fingerprint != job.fingerprint:
+        if self.run.id != job.run_id:
             raise UserError(
-                f"{self.run.folder} was begun by another program meanwhile, as another run: choose another --path or "
-                "--run_name."
+                f"{self.run.folder} was deleted and begun by another program meanwhile: start again, if the run is "
+                "still to be computed, or choose another --path or --run_name."
             )
         self._parts = {part.name: part for part in self.run.description().tiling.parts()}
         self._job, self._device = job, device
@@ -150,12 +150,12 @@ class Worker:
 
 
 # A process's worker for each job and device: engines take seconds to compile.
-_workers: dict[tuple[Any, str], Worker] = {}
+_workers: dict[tuple[str, str], Worker] = {}
 
 
 def compute_part(job: Job, device: str, name: str) -> Outcome:
     """:meth:`Worker.compute` in whatever process this is called in, which keeps its worker for the next part."""
-    key = (job.workdir, job.name), device
+    key = job.run_id, device
     if key not in _workers:
         _workers[key] = Worker(job, device)
     return _workers[key].compute(name)

@@ -77,7 +77,9 @@ class RunDirectory:
         if is_old:
             upgrade.check_same(self.folder, description)
         record = Record.new(description, {"Y": data.Y, "Yv": data.Yv, "Yt": data.Yt})
-        if not record.create(self._record_path):
+        if record.create(self._record_path):
+            self._record = record
+        else:
             self._record = None
             there = self.description()
             if there.fingerprint != description.fingerprint:
@@ -203,6 +205,11 @@ class RunDirectory:
             for path in self.claims_folder.glob(pattern):
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    @property
+    def id(self) -> str:
+        """Tells the run from one that was deleted and begun anew, also with the same description."""
+        return self._read_record().id
 
     def check_still_ours(self) -> None:
         """:raises UserError: where the run was deleted, or begun anew, since this object has read its record."""

@@ -62,7 +62,7 @@ def begin(path: Path, data: Dataset, **changes: Any) -> RunDirectory:
 
 def job_of(run: RunDirectory, make_engine: Callable[[str], Any], **options: Any) -> Job:
     """The job of a run that was begun, for an engine that computes its kernel."""
-    return Job(str(run.workdir), run.name, make_engine, run.description().fingerprint, **options)
+    return Job(str(run.workdir), run.name, make_engine, run.id, **options)
 
 
 def compute(run: RunDirectory, engine: NumpyEngine | None = None, **options: Any) -> bool:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cnn_gp.compute.worker import Worker
+from cnn_gp.compute.worker import Worker, compute_part
 from cnn_gp.errors import UserError
 from cnn_gp.store import atomic
 from cnn_gp.store.run_directory import RunDirectory
@@ -57,8 +57,16 @@ def test_a_worker_of_another_kernel_than_the_runs_is_refused(tmp_path):
     """As a program that lost the race to begin a run: its engine computes another kernel than the run's."""
     run = begin(tmp_path, make_data())
     job = job_of(run, lambda device: NumpyEngine())
-    with pytest.raises(UserError, match="was begun by another program meanwhile, as another run"):
-        Worker(dataclasses.replace(job, fingerprint="0" * 64), "cpu")
+    with pytest.raises(UserError, match="was deleted and begun by another program meanwhile"):
+        Worker(dataclasses.replace(job, run_id="0" * 32), "cpu")
+
+
+def test_a_process_that_stays_computes_a_run_that_was_begun_anew(tmp_path):
+    """As a Dask worker does, which keeps its engine from one part to the next."""
+    for changes in ({}, {}, {"model": "resnet_gp"}):
+        run = begin(tmp_path, make_data(), **changes)
+        assert compute_part(job_of(run, lambda device: NumpyEngine()), "cpu", "Kxx_0000").status == "computed"
+        shutil.rmtree(run.folder)
 
 
 def test_a_worker_of_a_run_that_was_begun_anew_writes_nothing(tmp_path):

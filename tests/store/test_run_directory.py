@@ -219,8 +219,9 @@ def test_a_close_that_fails_leaves_nothing_and_is_resumed(tmp_path, monkeypatch)
 
     def opens(path, *arguments):
         file = real(path, *arguments)
-        calls.append(path)
-        if len(calls) != 3:
+        if ".h5." in path.name:
+            calls.append(path)
+        if ".h5." not in path.name or len(calls) != 3:
             return file
 
         class Closing:
