@@ -1,5 +1,6 @@
 """Shapes: of the images, of the maps, and where the patches of a convolution lie along one axis of a map."""
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,6 +51,23 @@ class Window(NamedTuple):
         return ((pixel >= first) & (pixel < first + self.size)).astype(np.float64)
 
 
+def checked_sizes(value: int | Sequence[int], what: str) -> int | tuple[int, ...]:
+    """
+    A size for all axes, or one per axis, as Python's own numbers.
+
+    :param what: what the sizes are called.
+    :raises UserError: where it isn't whole numbers.
+    """
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    try:
+        return tuple(operator.index(size) for size in value)  # type: ignore[union-attr]
+    except TypeError:
+        raise UserError(f"{what} is {value!r}; expected a whole number, or one per axis.") from None
+
+
 def windows_of(
     positions: Positions, size: int | Sequence[int], stride: int | Sequence[int], padding: str, what: str
 ) -> list[Window]:
@@ -59,17 +77,17 @@ def windows_of(
     :param what: what the sizes are called.
     :raises UserError: where they don't fit the map's axes.
     """
-    sizes, strides = _per_axis(size, len(positions), what), _per_axis(stride, len(positions), "stride")
-    return [Window.of(n, k, s, padding) for n, k, s in zip(positions, sizes, strides, strict=True)]
+    lengths, strides = _per_axis(size, len(positions), what), _per_axis(stride, len(positions), "stride")
+    return [Window.of(n, k, s, padding) for n, k, s in zip(positions, lengths, strides, strict=True)]
 
 
 def _per_axis(value: int | Sequence[int], rank: int, what: str) -> tuple[int, ...]:
-    sizes = (int(value),) * rank if isinstance(value, (int, np.integer)) else tuple(int(v) for v in value)
-    if len(sizes) != rank or any(s < 1 for s in sizes):
+    per_axis = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(per_axis) != rank or any(size < 1 for size in per_axis):
         raise UserError(
             f"{what} is {value} on a map with {rank} spatial axes; expected one whole number of at least 1 per axis."
         )
-    return sizes
+    return per_axis
 
 
 def checked_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:

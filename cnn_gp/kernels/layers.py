@@ -41,7 +41,7 @@ from ..errors import UserError
 from . import expectations
 from .displacements import Displacements, sum_along
 from .finite import FiniteMap, Prior, average, convolve, matmul
-from .geometry import PADDINGS, Positions, Window, windows_of
+from .geometry import PADDINGS, Positions, Window, checked_sizes, windows_of
 from .layer import Layer, layer_from_description, variance_parameter
 from .pooling import average_pool, n_differences
 from .state import Covariances, Kernels, State, remembering_last
@@ -76,8 +76,8 @@ class Conv(Layer):
         super().__init__(name=name)
         if padding not in PADDINGS:
             raise UserError(f"padding is {padding!r}; expected one of {', '.join(PADDINGS)}.")
-        self.filter_size = filter_size if isinstance(filter_size, int) else tuple(filter_size)
-        self.stride = stride if isinstance(stride, int) else tuple(stride)
+        self.filter_size = checked_sizes(filter_size, "filter_size")
+        self.stride = checked_sizes(stride, "stride")
         self.padding = padding
         self.divide_by_patch = divide_by_patch
         self.var_weight = variance_parameter(var_weight)
@@ -272,9 +272,8 @@ class AvgPool(_Pool):
         super().__init__(name=name)
         if padding not in ("VALID", "SAME"):
             raise UserError(f"padding is {padding!r}; expected VALID or SAME.")
-        stride = size if stride is None else stride
-        self.size = size if isinstance(size, int) else tuple(size)
-        self.stride = stride if isinstance(stride, int) else tuple(stride)
+        self.size = checked_sizes(size, "size")
+        self.stride = self.size if stride is None else checked_sizes(stride, "stride")
         self.padding = padding
 
     def window(self, positions: Positions) -> list[Window]:
@@ -285,8 +284,12 @@ class AvgPool(_Pool):
         return FiniteMap(lambda x: average(x, windows), channels, self.output_positions(positions))
 
     def describe(self) -> dict[str, Any]:
-        sizes = {"size": _json(self.size), "stride": _json(self.stride)}
-        return {"layer": "AvgPool", **sizes, "padding": self.padding}
+        return {
+            "layer": "AvgPool",
+            "size": _json(self.size),
+            "stride": _json(self.stride),
+            "padding": self.padding,
+        }
 
 
 class GlobalAvgPool(_Pool):

@@ -39,6 +39,10 @@ class NetworkKernel(gpflow.kernels.Kernel, metaclass=abc.ABCMeta):
         name: str | None = None,
     ) -> None:
         super().__init__(active_dims=active_dims, name=name)
+        if not isinstance(network, Layer):
+            raise UserError(
+                f"The network is a {type(network).__name__}; expected a layer: several go into Sequential(...)."
+            )
         self.input_shape = checked_input_shape(input_shape)
         left = network.output_positions(self.input_shape[1:])
         if left != ():

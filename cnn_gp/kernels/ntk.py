@@ -34,8 +34,8 @@ class NTKKernel(NetworkKernel):
         active_dims: ActiveDims | None = None,
         name: str | None = None,
     ) -> None:
-        network.check_derivatives()
         super().__init__(network, input_shape, active_dims=active_dims, name=name)
+        network.check_derivatives()
 
     def input_state(self, X: tf.Tensor, X2: tf.Tensor | None) -> State:
         # The derivative's expectation of the ReLU has an infinite slope at identical inputs: see Layer.sum_dtype.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cnn_gp import NNGPKernel, NTKKernel
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels import layers
 from cnn_gp.kernels.geometry import Window
@@ -304,6 +305,10 @@ def test_n_covariances_counts_the_displacements_of_a_pool():
         (lambda: AvgPool(2).output_positions(()), "AvgPool has no spatial axes to pool over; expected a map with 1"),
         (lambda: GlobalAvgPool().output_positions(()), "GlobalAvgPool has no spatial axes.*before the first Dense"),
         (lambda: AvgPool(7).output_positions((6, 9)), "a window of 7 with padding VALID on 6 pixels"),
+        (lambda: Conv(3.0), "filter_size is 3.0; expected a whole number, or one per axis"),
+        (lambda: AvgPool("2"), "size is '2'; expected a whole number"),
+        (lambda: NNGPKernel([Conv(3), Dense()], [1, 4, 4]), r"The network is a list; expected a layer.*Sequential"),
+        (lambda: NTKKernel(Conv, [1, 4, 4]), r"The network is a \w+; expected a layer"),
         (lambda: Conv(0).output_positions((5,)), "filter_size is 0 .*at least 1 per axis"),
         (lambda: Conv(3, 0).output_positions((5,)), "stride is 0 .*at least 1 per axis"),
         (lambda: Sum(Conv(3), Conv(3, 2)).output_positions((6,)), r"maps of different sizes: \(6,\), \(3,\)"),
@@ -313,6 +318,11 @@ def test_bad_arguments_are_refused_in_one_line(make, said):
     with pytest.raises(UserError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_kept_as_pythons_own_numbers():
+    layers = Conv(np.int64(3), (np.int32(1), np.uint8(2))), AvgPool(np.int64(2))
+    assert json.loads(json.dumps([layer.describe() for layer in layers])) == [layer.describe() for layer in layers]
 
 
 def test_a_map_below_one_pixel_is_its_own_error():
