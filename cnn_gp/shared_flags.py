@@ -51,7 +51,12 @@ def pool() -> Pool | None:
 def run_directory() -> RunDirectory:
     """The run that the flags of :func:`define_run` name."""
     FLAGS = flags.FLAGS
-    return RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed, FLAGS.kernel, pool()))
+    return RunDirectory(FLAGS.path, FLAGS.run_name or default_run_name(FLAGS.kernel))
+
+
+def default_run_name(kernel: str) -> str:
+    """What the run of the flags of :func:`define_run` but --kernel and --run_name is called by default."""
+    return run_name(flags.FLAGS.model, flags.FLAGS.seed, kernel, pool())
 
 
 def define_csv_dir() -> None:

@@ -18,9 +18,10 @@ from cnn_gp.cluster import connect
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.classify import Request, classify
 from cnn_gp.evaluation.errors_table import errors_as_text
+from cnn_gp.evaluation.nngp_run import check_nngp_run
 from cnn_gp.evaluation.result_files import ResultFiles
 from cnn_gp.evaluation.results import Result
-from cnn_gp.regression import spectrum
+from cnn_gp.regression import ensemble, spectrum
 from cnn_gp.regression.learning_curve import default_sizes
 from cnn_gp.regression.memory_needs import check_memory
 from cnn_gp.store.description import Description
@@ -42,6 +43,8 @@ flags.DEFINE_integer("N_test", None, "Test on so many images; by default all.")
 flags.DEFINE_float("jitter", 0.0, "Added to the diagonal, relative to its mean; more is taken where that fails.")
 flags.DEFINE_list("noise", ["0"], "Observation noise, as --jitter; of several the best on the validation set is taken.")
 flags.DEFINE_bool("variances", False, "Also variances, class probabilities, and how good they are.")
+flags.DEFINE_bool("ensemble", False, "Of a neural tangent kernel: as --variances, but of trained networks.")
+flags.DEFINE_string("nngp_run", None, "With --ensemble: the run of the same network's --kernel=nngp.")
 flags.DEFINE_bool("leave_one_out", False, "Also the leave-one-out error and log predictive density.")
 flags.DEFINE_string("learning_curve", "", "Also errors at fewer training images: 'auto', or numbers such as 500,1000.")
 flags.DEFINE_bool("spectrum", False, "Also all eigenvalues of the Gram matrix: a whole matrix in memory, 4 N^3 / 3.")
@@ -57,7 +60,7 @@ def main() -> None:
     """Parse the flags, solve, predict, write the result and print it."""
     run = shared_flags.run_directory()
     description = run.description()
-    request = _request(description)
+    request = _request(run)
     files = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name)
     files.remove_leftovers()
     seen = files.content()
@@ -67,7 +70,7 @@ def main() -> None:
         result = _solve(run, request, files, seen)
     elif reason is not None:
         print(f"{reason}: it is computed again.")
-        result = _solve(run, request.with_extras_of(there), files, seen)
+        result = _solve(run, request.with_extras_of(there, lambda: _nngp_run(run)), files, seen)
     else:
         print(f"{files.json_path} is there already.")
         result = there
@@ -98,20 +101,34 @@ def _why_again(there: Result, request: Request, files: ResultFiles, description:
 def _solve(run: RunDirectory, request: Request, files: ResultFiles, seen: bytes | None) -> Result:
     """The request's result, after checks of what can fail before hours of work."""
     files.check_writable()
-    run.check_complete()
-    run.check_data()
+    for needed_run in (run, *([] if request.nngp is None else [request.nngp])):
+        needed_run.check_complete()
+        needed_run.check_data()
     with contextlib.nullcontext() if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder) as cluster:
         client = None if cluster is None else cluster.client
         needed = check_memory(StoredGram(run), request.N_train, client)
         where = "of memory" if client is None else "of the cluster's memory"
         print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
+        if request.nngp is not None:
+            ensemble.check_memory(StoredGram(run), request.N_train, on_cluster=client is not None)
         if request.spectrum:
             spectrum.check_memory(request.N_train)
         return classify(run, request, files, cli.command(), functools.partial(print, flush=True), client, seen)
 
 
-def _request(description: Description) -> Request:
+def _nngp_run(run: RunDirectory) -> RunDirectory:
+    """The run of the same network whose kernel is the Gaussian process's, checked."""
+    name = FLAGS.nngp_run or shared_flags.default_run_name("nngp")
+    nngp = RunDirectory(FLAGS.path, name)
+    check_nngp_run(nngp, run)
+    return nngp
+
+
+def _request(run: RunDirectory) -> Request:
     """What the flags ask of the run, checked."""
+    description = run.description()
+    if FLAGS.nngp_run is not None and not FLAGS.ensemble:
+        raise UserError("--nngp_run is for --ensemble: give both, or leave it out.")
     N_train = _size("N_train", FLAGS.N_train, description.N_train, description.N_train)
     available = description.N_vali + description.N_train - N_train
     if not 0 <= FLAGS.jitter <= LARGEST:
@@ -123,6 +140,7 @@ def _request(description: Description) -> Request:
         FLAGS.jitter,
         _noises(FLAGS.noise),
         FLAGS.variances,
+        _nngp_run(run) if FLAGS.ensemble else None,
         FLAGS.leave_one_out,
         _curve_sizes(FLAGS.learning_curve, N_train),
         FLAGS.spectrum,

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from ..progress import duration
 from ..provenance import software
-from ..regression import spectrum
+from ..regression import ensemble, spectrum
 from ..regression.cholesky import n_operations
 from ..regression.gram_matrix import KernelMatrix
 from ..regression.learning_curve import learning_curve
@@ -52,10 +52,19 @@ class Request:
     """Of several the best on the validation set is taken."""
     variances: bool = False
     """With class probabilities and their scores."""
+    nngp: RunDirectory | None = None
+    """With the variance of a trained ensemble in place of the Gaussian process's: the NNGP run of the same network."""
     leave_one_out: bool = False
     curve_sizes: tuple[int, ...] = ()
     """Numbers of training images of the learning curve."""
     spectrum: bool = False
+
+    def __post_init__(self) -> None:
+        if self.variances and self.nngp is not None:
+            raise UserError(
+                "A result holds the variances of the Gaussian process (--variances) or of the trained ensemble "
+                "(--ensemble): give one of them, and another --csv_dir for the other."
+            )
 
     def settings(self, fingerprint: str) -> Settings:
         """What decides the errors, for the run of this fingerprint."""
@@ -66,6 +75,7 @@ class Request:
         """The names of what is asked for besides errors."""
         asked = {
             "variances": self.variances,
+            "ensemble": self.nngp is not None,
             "leave_one_out": self.leave_one_out,
             "learning_curve": bool(self.curve_sizes),
             "spectrum": self.spectrum,
@@ -76,14 +86,21 @@ class Request:
         """The extras that are asked for and that a result doesn't have, or not at all sizes."""
         has_sizes = {point.N_train for point in there.learning_curve or ()}.issuperset(self.curve_sizes)
         has = {extra for extra in there.extras if extra != "learning_curve" or has_sizes}
+        if self.nngp is not None and self.nngp.description().fingerprint != there.nngp_fingerprint:
+            has.discard("ensemble")
         return [extra for extra in self.extras if extra not in has]
 
-    def with_extras_of(self, there: Result) -> "Request":
-        """The same, with the extras of a result that it replaces: nothing of that is lost."""
+    def with_extras_of(self, there: Result, nngp: Callable[[], RunDirectory]) -> "Request":
+        """
+        The same, with the extras of a result that it replaces: nothing of that is lost.
+
+        :param nngp: the NNGP run, where it is wanted for such an extra.
+        """
         sizes = {point.N_train for point in there.learning_curve or ()}
         return replace(
             self,
             variances=self.variances or "variances" in there.extras,
+            nngp=nngp() if self.nngp is None and "ensemble" in there.extras else self.nngp,
             leave_one_out=self.leave_one_out or "leave_one_out" in there.extras,
             spectrum=self.spectrum or "spectrum" in there.extras,
             curve_sizes=tuple(sorted({*self.curve_sizes, *sizes})),
@@ -200,16 +217,25 @@ def _with_extras(
         test = StoredKernel(run, "Kxtx"), labels["Yt"][: request.N_test]
         points = learning_curve(solution, Y, request.curve_sizes, validation, test)
         result = replace(result, learning_curve=tuple(points))
-    if request.variances:
+    if request.variances or request.nngp is not None:
         n_images = request.N_vali + request.N_test
-        ratio = n_operations_of_variances(len(Y), n_images) / n_operations(len(Y))
-        say(f"Posterior variances of {n_images:,} images: about {duration(ratio * solution.times['factorise'])}.")
-        kernels: dict[str, KernelMatrix] = {
-            "vali": ValidationKernel(StoredGram(run), StoredKernel(run, "Kxvx"), len(Y)),
-            "test": StoredKernel(run, "Kxtx"),
-        }
-        for name, kernel in kernels.items():
-            arrays[f"variances_{name}"] = posterior_variances(kernel, solution, len(arrays[name]))
+        kind, count = (
+            ("Posterior variances", n_operations_of_variances)
+            if request.nngp is None
+            else ("Variances of the trained ensemble", ensemble.n_operations)
+        )
+        ratio = count(len(Y), n_images) / n_operations(len(Y))
+        say(f"{kind} of {n_images:,} images: about {duration(ratio * solution.times['factorise'])}.")
+        for name, kernel in _kernels(run, len(Y)).items():
+            n_rows = len(arrays[name])
+            if request.nngp is None:
+                found = posterior_variances(kernel, solution, n_rows)
+            else:
+                K, K_train = _kernels(request.nngp, len(Y))[name], StoredGram(request.nngp)
+                found = ensemble.ensemble_variances(kernel, K, K_train, solution, n_rows)
+            arrays[f"variances_{name}"] = found
+        if request.nngp is not None:
+            result = replace(result, nngp_fingerprint=request.nngp.description().fingerprint)
         result = replace(result, scores=SetScores(_scores("vali", s, arrays), _scores("test", s, arrays)))
     if request.leave_one_out:
         left_out = leave_one_out(solution, Y)
@@ -220,6 +246,12 @@ def _with_extras(
         del solution.factor
         arrays["eigenvalues"] = spectrum.eigenvalues(StoredGram(run), len(Y))
     return result
+
+
+def _kernels(run: RunDirectory, N: int) -> dict[str, KernelMatrix]:
+    """The run's matrices between the validation and the test images and the first N training images."""
+    validation = ValidationKernel(StoredGram(run), StoredKernel(run, "Kxvx"), N)
+    return {"vali": validation, "test": StoredKernel(run, "Kxtx")}
 
 
 def _scores(name: str, s: float, arrays: dict[str, np.ndarray]) -> Scores:

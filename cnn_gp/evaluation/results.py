@@ -106,11 +106,16 @@ class Result:
     kernel_computed_by: tuple[dict[str, str], ...]
     """The different versions, machines, devices and engines that computed the run's parts."""
     extras: tuple[str, ...]
-    """What was found besides the errors: of "variances", "leave_one_out", "learning_curve" and "spectrum"."""
+    """
+    What was found besides the errors: of "variances" or "ensemble" (whose the variances and scores are: the Gaussian
+    process's or the trained ensemble's), "leave_one_out", "learning_curve" and "spectrum".
+    """
     peak_memory_bytes: int
     learning_curve: tuple[Point, ...] | None = None
     scores: SetScores | None = None
     leave_one_out: LeaveOneOutScores | None = None
+    nngp_fingerprint: str | None = None
+    """Of the run with the Gaussian process's kernel that the ensemble's variance was computed with."""
     id: str | None = field(default=None, compare=False)
     """Of the writing: another one each time."""
     files: dict[str, str] | None = field(default=None, compare=False)

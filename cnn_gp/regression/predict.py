@@ -11,7 +11,7 @@ from .gram_matrix import GramMatrix, KernelMatrix, leading_rows
 from .solve import Solution
 
 #: Rows of the training matrix gathered at a time for the images cut off from it.
-_GATHERED = 500
+GATHERED = 500
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class ValidationKernel:
     def rows(self) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`~cnn_gp.regression.gram_matrix.KernelMatrix.rows`"""
         n_cut_off = self._Kxx.N - self._N
-        for first in range(0, n_cut_off, _GATHERED):
-            last = min(first + _GATHERED, n_cut_off)
+        for first in range(0, n_cut_off, GATHERED):
+            last = min(first + GATHERED, n_cut_off)
             gathered = np.empty((last - first, self._N))
             for start, entries in leading_rows(self._Kxx, self._N):
                 columns = slice(self._N + first - start, self._N + last - start)

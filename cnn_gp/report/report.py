@@ -128,13 +128,17 @@ def _random_search(report: _Report) -> list[str]:
 
 
 def _uncertainty(report: _Report) -> list[str]:
-    scored = [(r.run, r.scores.test) for r in report.results if r.scores is not None]
+    scored = [
+        (r.run, "trained ensemble" if "ensemble" in r.extras else "Gaussian process", r.scores.test)
+        for r in report.results
+        if r.scores is not None
+    ]
     if not scored:
         return []
-    header = ["run", "NLL, nats", "Brier score", "expected calibration error"]
-    rows = [[run, *(f"{number:.4f}" for number in vars(scores).values())] for run, scores in scored]
+    header = ["run", "variance of", "NLL, nats", "Brier score", "expected calibration error"]
+    rows = [[run, kind, *(f"{number:.4f}" for number in vars(scores).values())] for run, kind, scores in scored]
     said = "On the test images, with the output scale of maximum marginal likelihood."
-    paragraphs = ["## Uncertainty", to_markdown(header, rows, "lrrr"), said]
+    paragraphs = ["## Uncertainty", to_markdown(header, rows, "llrrr"), said]
     arrays = {r.run: report.files(r).read_arrays(r) for r in report.drawn if r.scores is not None}
     curves = {run: (a["log_probabilities_test"], a["labels_test"]) for run, a in arrays.items()}
     if curves:

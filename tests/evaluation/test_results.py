@@ -79,8 +79,8 @@ def test_a_request_gets_the_extras_of_the_result_that_it_replaces():
     request = Request(1000, 20, 30, spectrum=True, curve_sizes=(100, 500))
     assert request.lacking(PLAIN) == request.lacking(FULL) == ["learning_curve", "spectrum"]
     assert replace(request, curve_sizes=(500,)).lacking(FULL) == ["spectrum"]
-    assert request.with_extras_of(PLAIN) == request
-    whole = request.with_extras_of(FULL)
+    assert request.with_extras_of(PLAIN, None) == request
+    whole = request.with_extras_of(FULL, None)
     assert whole.extras == ("variances", "leave_one_out", "learning_curve", "spectrum")
     assert whole.curve_sizes == (100, 500, 1000)
 

@@ -97,6 +97,8 @@ FLAGS = {
         "jitter": usually("1e-6", "1e6"),
         "noise": usually("0,1e-3", "1e-2,x", "1e5"),
         "variances": usually("true"),
+        "ensemble": usually("false", "true"),
+        "nngp_run": usually("convnet_gp", "mine"),
         "leave_one_out": usually("true"),
         "learning_curve": usually("auto", "10,20", "31"),
         "spectrum": usually("true"),

@@ -43,7 +43,7 @@ def regression(data, Y, noise=NOISE):
 @pytest.mark.parametrize("N", [23, 13])
 @pytest.mark.parametrize("n_max", [4, 50])
 def test_variances_and_likelihoods_equal_gpflows(tmp_path, N, n_max, monkeypatch):
-    monkeypatch.setattr("cnn_gp.regression.predict._GATHERED", 3)
+    monkeypatch.setattr("cnn_gp.regression.predict.GATHERED", 3)
     data = make_data()
     run = complete(tmp_path, data, n_max=n_max)
     Y, solution = solved(run, N, noise=NOISE)

@@ -53,7 +53,7 @@ def test_a_section_for_everything_that_was_asked_for(tmp_path, rng):
     text = page.read_text()
     assert "The validation error picks seed_04: 2.00 % there" in text
     assert "Without a kernel on 28 x 28 pixels, because a map shrinks below one pixel: 3, 5, 7," in text
-    assert re.search(r"\| seed_12 +\| +0\.2500 \| +0\.1250 \| +0\.0625 \|", text)
+    assert re.search(r"\| seed_12 +\| Gaussian process +\| +0\.2500 \| +0\.1250 \| +0\.0625 \|", text)
     assert "\n\n\n" not in text and text.endswith(")\n")
     shown = re.findall(r"\((figures/\S+\.png)\)", text)
     assert len(shown) == len(set(shown)) == 4 + 3 * 2

@@ -1,0 +1,34 @@
+"""The run with the Gaussian process's kernel that belongs to a run with a neural tangent kernel."""
+
+from dataclasses import replace
+
+from ..errors import UserError
+from ..store.description import differences
+from ..store.run_directory import RunDirectory
+
+
+def check_nngp_run(nngp: RunDirectory, run: RunDirectory) -> None:
+    """
+    :param nngp: the run with the Gaussian process's kernel.
+    :param run: that with the neural tangent kernel.
+    :raises UserError: where they aren't that, of the same network, images and precision.
+    """
+    asked = run.description()
+    if asked.kernel.get("kernel") != "ntk":
+        raise UserError(
+            f"The run {run.name} has the kernel of a Gaussian process, whose own variances --variances gives; the "
+            "variance of a trained ensemble (--ensemble) is that of a run with --kernel=ntk."
+        )
+    there = nngp.description()
+    if there.kernel.get("kernel") == "ntk":
+        raise UserError(f"The run {nngp.name} has a neural tangent kernel; expected one with --kernel=nngp.")
+    # What the numbers don't depend on: the tiles' size, and what network and data set are called.
+    network = {key: value for key, value in asked.kernel.items() if key != "kernel"}
+    asked = replace(asked, kernel=network)
+    there = replace(there, n_max=asked.n_max, model=asked.model, dataset=asked.dataset)
+    if there != asked:
+        raise UserError(
+            f"The run {nngp.name} isn't of the network, images and precision of {run.name} "
+            f"({differences(there, asked)}): compute it as {run.name}, with --kernel=nngp, and give its name as "
+            "--nngp_run if it isn't the default."
+        )
