@@ -11,10 +11,11 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from cnn_gp import cli, shared_flags
-from cnn_gp.data.images import in_words, range_warning
+from cnn_gp.data.images import in_words, range_warning, small_pixels_warning
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
 from cnn_gp.evaluation.result_files import ResultFiles
@@ -46,7 +47,10 @@ def main() -> None:
 
         kernel = kernel_from_description(description.kernel)
     means = posterior_means(kernel, X, training, alpha)
-    if warning := range_warning("the images", X, training):
+    warnings = [range_warning("the images", X, training)]
+    if training.dtype == np.float32:
+        warnings.append(small_pixels_warning("the images", X))
+    for warning in filter(None, warnings):
         print(warning, file=sys.stderr)
     remove_leftovers(out.parent)
     write_atomically(out, means_csv(means))

@@ -136,7 +136,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         N_vali=request.N_vali,
         N_test=request.N_test,
     )
-    for line in data.in_words():
+    for line in data.in_words(request.float_type):
         say(line)
     with without_startup_messages():
         from ..engines.tensorflow import configure

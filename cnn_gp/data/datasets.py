@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import memory
 from ..errors import UserError
-from .images import flat_pixels, in_words, range_warning
+from .images import flat_pixels, in_words, range_warning, small_pixels_warning
 from .readers import (
     Source,
     read_cifar,
@@ -70,10 +70,17 @@ class Dataset:
         """(N_train, N_vali, N_test)."""
         return len(self.X), len(self.Xv), len(self.Xt)
 
-    def in_words(self) -> list[str]:
-        """Lines that say how the images were read, and what is suspicious about them."""
-        others = {"validation": self.Xv, "test": self.Xt}
-        warnings = [range_warning(f"{self.name}: the {name} images", X, self.X) for name, X in others.items()]
+    def in_words(self, float_type: str = "float32") -> list[str]:
+        """
+        Lines that say how the images were read, and what is suspicious about them.
+
+        :param float_type: in which kernel entries are computed of them.
+        """
+        others = {f"{self.name}: the validation images": self.Xv, f"{self.name}: the test images": self.Xt}
+        warnings = [range_warning(name, X, self.X) for name, X in others.items()]
+        if float_type == "float32":
+            all_sets = {f"{self.name}: the training images": self.X, **others}
+            warnings += [small_pixels_warning(name, X) for name, X in all_sets.items()]
         return [f"{self.name}: {in_words(self.X, self.image_shape)}.", *filter(None, warnings)]
 
     def data_hash(self) -> str:

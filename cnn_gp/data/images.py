@@ -6,6 +6,9 @@ import numpy as np
 
 from ..errors import UserError
 
+#: Pixels below have squares that float32 holds with fewer digits, or not at all.
+_SMALLEST_PIXEL = float(np.sqrt(np.finfo(np.float32).tiny))
+
 #: The largest pixel of images may be so many times the training images', or a tenth, before it is remarked on.
 _FAR = 4
 
@@ -57,4 +60,17 @@ def range_warning(name: str, X: np.ndarray, training: np.ndarray) -> str | None:
     return (
         f"warning: {name} have values from {X.min():.3g} to {X.max():.3g}, the training images from "
         f"{training.min():.3g} to {training.max():.3g}: check that they are scaled alike."
+    )
+
+
+def small_pixels_warning(name: str, X: np.ndarray) -> str | None:
+    """One line where images X [N, D] have pixels whose squares are denormal in float32, which loses correlations."""
+    tiny = np.abs(X) < _SMALLEST_PIXEL
+    n_images = np.count_nonzero((tiny & (X != 0)).any(axis=1))
+    if not n_images:
+        return None
+    return (
+        f"warning: {n_images:,} of {name} have pixels between 0 and {_SMALLEST_PIXEL:.1e}, whose squares float32 can't "
+        "hold: correlations of patches of such pixels are lost; scale the images, set these pixels to 0, or compute in "
+        "float64 (--float_type=float64)."
     )

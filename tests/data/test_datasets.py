@@ -290,6 +290,24 @@ def test_how_a_users_file_was_read_is_said(tmp_path):
     assert load(path).in_words()[0].startswith("mine: flat images of 60 numbers, values from 0 to 0.833; no layer conv")
 
 
+def test_pixels_whose_squares_float32_cannot_hold_are_told(tmp_path):
+    """The smallest pixel whose square it holds is not among them, nor is 0."""
+    path = tmp_path / "mine.npz"
+    x = np.random.default_rng(0).random((12, 4, 5)).astype(np.float32)
+    x[:, 0, 0], x[:, 0, 1] = 1.1e-19, 0
+    npz(path, x_train=x, x_test=x[:6])
+    assert len(load(path).in_words()) == 1
+    x[[2, 4, 11], 1, 1] = [1e-19, -1e-19, 1e-44]
+    npz(path, x_train=x, x_test=x[:6])
+    _, training, validation, test = load(path).in_words()
+    said = "have pixels between 0 and 1.1e-19, whose squares float32 can't hold: correlations of patches of such pixels"
+    assert training.startswith(f"warning: 2 of mine: the training images {said}")
+    assert validation.startswith("warning: 1 of mine: the validation images")
+    assert test.startswith("warning: 2 of mine: the test images") and test.endswith("(--float_type=float64).")
+    # Where it is done as it says, it is silent.
+    assert len(load(path).in_words("float64")) == 1
+
+
 def test_more_synthetic_images_than_fit_into_memory():
     refused("1,000,001,000 synthetic images needs .* GB of memory", "synthetic", N_train=10**9)
 

@@ -163,6 +163,9 @@ def test_new_images_are_predicted_without_the_factor(workdir, tmp_path):
         "warning: the images have values from 0 to 16, the training images from 0 to 1: check that they are scaled "
         "alike.\n"
     )
+    np.savez(tmp_path / "tiny.npz", x=np.where(data.Xt == 0, 1e-20, data.Xt))
+    process = script("predict", f"--path={workdir}", *RUN, f"--images={tmp_path}/tiny.npz", f"--out={tmp_path}/t.csv")
+    assert process.status == 0 and process.stderr.startswith("warning: 30 of the images have pixels between 0 and 1.1e")
 
 
 @pytest.mark.parametrize("model", ["convnet_gp", "residual_cnn_gp", "resnet_gp"])
