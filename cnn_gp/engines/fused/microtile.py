@@ -25,9 +25,10 @@ class Side(NamedTuple):
     """
     The images on one side of a micro-tile, and the deviations of the inputs of all nonlinearities at them.
 
-    Deviations are two numbers a position: s = sqrt(v), of the variance v, and r = 1 / s; for the erf r is that of its
-    own formula. Across there are WIDTH images: pixels [channels * positions, WIDTH] and deviations
-    [n_deviations, 2, WIDTH]. Down there are ROWS: [channels * positions, ROWS] and [n_deviations, ROWS, 2].
+    Deviations are two numbers a position, of the variance v: s = sqrt(v) and r = 1 / s for the ReLU; v and r for the
+    others, for the erf the r of its own formula. Across there are WIDTH images: pixels [channels * positions, WIDTH]
+    and deviations [n_deviations, 2, WIDTH]. Down there are ROWS: [channels * positions, ROWS] and
+    [n_deviations, ROWS, 2].
     """
 
     pixels: np.ndarray

@@ -14,7 +14,21 @@ from numba import njit
 
 from .microtile import ROWS
 from .program import FUNCTIONS
-from .simd import WIDTH, absolute, fma, get, larger, load, negative, smaller, splat, sqrt, store, where_less
+from .simd import (
+    WIDTH,
+    absolute,
+    fma,
+    get,
+    larger,
+    load,
+    negative,
+    smaller,
+    splat,
+    sqrt,
+    store,
+    where_equal,
+    where_less,
+)
 
 ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
 _TINY = np.finfo(np.float32).tiny
@@ -89,14 +103,14 @@ def _step_row(tile, place, first, target, source, n):
     factor, d = place.factor, place.deviations + first
     half, zero, constant = splat(HALF), splat(ZERO), splat(HALF * factor)
     for p in range(n):
-        s2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
         for row in range(ROWS):
             k = ((d + p) * ROWS + row) * 2
-            s, rr = splat(get(down, k)) + s2, splat(get(down, k + 1)) * r2
+            v1, rr = splat(get(down, k)), splat(get(down, k + 1)) * r2
             c = load(work, ((source + p) * ROWS + row) * WIDTH)
             h = larger(fma(negative(absolute(c)), half * rr, half), zero)
-            # Two variances of 0: two identical inputs.
-            h = where_less(zero, s, h, zero)
+            # Identical inputs, of which a rounding error would cost its root; two variances of 0 are identical too.
+            h = where_less(zero, v1 + v2, where_equal(c, v1, v2, zero, h), zero)
             q = splat(polynomial[6])
             for m in range(5, -1, -1):
                 q = fma(q, h, splat(polynomial[m]))
@@ -126,7 +140,7 @@ def _variance_row(tile, place, first, target, source, n):
         for row in range(ROWS):
             v = load(work, ((source + p) * ROWS + row) * WIDTH)
             # A denormal variance counts as 0: the product of two reciprocals would overflow.
-            s = where_less(v, splat(_TINY), zero, sqrt(v))
+            s = where_less(v, splat(_TINY), zero, sqrt(v) if function == RELU else v)
             if function == ERF:
                 r = splat(_SQRT_TWO) / sqrt(fma(splat(TWO), v, one))
                 value = _erf(v, r * r, zero, polynomial)

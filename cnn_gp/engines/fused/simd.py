@@ -180,6 +180,20 @@ def where_less(typing_context: Any, a: types.Type, b: types.Type, yes: types.Typ
     return LANES(LANES, LANES, LANES, LANES), _select("<")
 
 
+@intrinsic
+def where_equal(
+    typing_context: Any, a: types.Type, b: types.Type, c: types.Type, yes: types.Type, no: types.Type
+) -> Any:
+    """``yes`` where all of a, b and c are equal, else ``no``."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        a, b, c, yes, no = arguments
+        both = builder.and_(builder.fcmp_ordered("==", a, b), builder.fcmp_ordered("==", a, c))
+        return builder.select(both, yes, no)
+
+    return LANES(LANES, LANES, LANES, LANES, LANES), generate
+
+
 def _define_operator(function: Callable, instruction: str) -> None:
     @type_callable(function)
     def typed(context: Any) -> Callable:
