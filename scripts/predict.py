@@ -34,7 +34,7 @@ def main() -> None:
     out = Path(FLAGS.out)
     if os.path.exists(out) and not FLAGS.overwrite:
         raise UserError(f"{out} is there already: give --overwrite, or another --out.")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UserError(f"{out} is a folder; expected the name of a file: give another --out.")
     run = shared_flags.run_directory()
     description = run.description()
