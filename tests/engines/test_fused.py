@@ -20,6 +20,7 @@ from cnn_gp import (
     ExErf,
     ExReLU,
     NNGPKernel,
+    NTKKernel,
     ResnetKernel,
     Sequential,
     Sum,
@@ -66,6 +67,12 @@ KERNELS = {
     "a readout alone": (NNGPKernel(Sequential(Dense(2.0, 0.5)), [2, 4, 4]), 3e-7),
 }
 
+KERNELS |= {
+    f"{name}, ntk": (NTKKernel(kernel.network, kernel.input_shape), 3e-6)
+    for name, (kernel, _) in KERNELS.items()
+    if name != "step"
+}
+
 
 def images(kernel, n, seed=0):
     """Random ones, of which one is black and two are equal."""
@@ -101,7 +108,34 @@ def test_a_covariance_with_itself_is_the_variance_to_the_bit(name):
     assert K[2, 3] == K[2, 2]
 
 
-@pytest.mark.parametrize("name", ["resnet", "erf", "step"])
+# The largest relative errors between images that differ by 1e-3 and 1e-5; of the NTK one rounding error of a covariance
+# costs its root. Measured: 9e-8, 8e-5, 2.1e-4, 1.6e-4.
+NEAR = {"resnet": 5e-7, "resnet, ntk": 3e-4, "skips, ntk": 6e-4, "fully connected, ntk": 6e-4}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_nearly_identical_images(name):
+    kernel, _ = KERNELS[name]
+    rng = np.random.default_rng(4)
+    X = rng.random((4, kernel.input_size)).astype(np.float32)
+    noise = rng.normal(size=X.shape)
+    near = np.concatenate([X + 1e-3 * noise, X + 1e-5 * noise]).astype(np.float32)
+    expected = kernel(X.astype(np.float64), near.astype(np.float64))
+    np.testing.assert_allclose(FusedEngine(lower(kernel)).matrix(X, near), expected, rtol=NEAR[name])
+
+
+def test_the_ntk_of_a_layer_that_is_read_twice():
+    """Maps whose unit one layer takes up and another doesn't; a ChannelMix of the images, and of a sum."""
+    mixed = Sum(ChannelMix(), Sequential(Conv(3), ExReLU(), ChannelMix()))
+    network = Sequential(
+        ChannelMix(), ExReLU(), mixed, ChannelMix(), ExErf(), mixed, Dense(1.2, 0.1), ExReLU(), Dense()
+    )
+    kernel = NTKKernel(network, [2, 5, 4])
+    X = images(kernel, 9)
+    np.testing.assert_allclose(FusedEngine(lower(kernel)).matrix(X), kernel(X.astype(np.float64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet", "erf", "step", "resnet, ntk", "erf, ntk"])
 def test_the_same_bits_for_any_threads_and_places(name, monkeypatch):
     kernel, _ = KERNELS[name]
     X = images(kernel, 150)
@@ -210,6 +244,12 @@ def test_overflow_is_not_hidden_and_the_layer_is_named():
     assert not np.isfinite(engine.matrix(X)).any()
     assert not np.isfinite(engine.diag(X)).any()
     assert engine.first_non_finite(X[0], X[1]) == "layers[1].branches[1] (Conv)"
+    # The covariances stay below 1e13, and the tangents don't.
+    layers = [layer for _ in range(6) for layer in (Conv(1, var_weight=1e12), ExErf())]
+    assert np.isfinite(FusedEngine(lower(NNGPKernel(Sequential(*layers, Dense()), [1, 4, 4]))).matrix(X)).all()
+    tangents = FusedEngine(lower(NTKKernel(Sequential(*layers, Dense()), [1, 4, 4])))
+    assert not np.isfinite(tangents.matrix(X)).any()
+    assert tangents.first_non_finite(X[0], X[1]) == "layers[10] (Conv)"
     good = FusedEngine(lower(KERNELS["resnet"][0]))
     X = np.ones((2, 100), np.float32)
     assert good.first_non_finite(X[0], X[1]) == "the merged program only"
@@ -329,7 +369,7 @@ def test_lanes_are_not_reordered():
 
 def test_the_other_width_gives_the_same_bits(tmp_path):
     """With AVX-512: vectors of 8 in the machine code of a processor that has AVX2 only. Without: vectors of 16."""
-    kernels = [KERNELS[name][0] for name in ("resnet", "erf", "step")]
+    kernels = [KERNELS[name][0] for name in ("resnet", "erf", "step", "resnet, ntk", "erf, ntk")]
     (tmp_path / "programs").write_bytes(pickle.dumps([lower(kernel) for kernel in kernels]))
     X = [images(kernel, 70) for kernel in kernels]
     np.savez(tmp_path / "images.npz", *X)

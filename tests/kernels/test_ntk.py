@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from cnn_gp import AvgPool, ChannelMix, Conv, Dense, ExErf, ExReLU, NNGPKernel, NTKKernel, Sequential, Sum
-from cnn_gp.engines.fused.lowering import NotLowered, lower
 from cnn_gp.errors import UserError
 from cnn_gp.kernels.description import kernel_from_description
 from helpers import reference
@@ -186,8 +185,3 @@ def test_bad_arguments_are_refused_in_one_line(make, said):
     with pytest.raises(UserError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
-
-
-def test_the_fused_engine_does_not_take_it_for_the_other_kernel():
-    with pytest.raises(NotLowered, match="has no NTKKernel: take --engine=tensorflow"):
-        lower(NTKKernel(convolutional(1), [1, 4, 4]))

@@ -129,7 +129,8 @@ class FusedEngine:
             for number, step in enumerate(code.steps):
                 run(code._replace(steps=code.steps[number : number + 1]))
                 length = step["y"]["outputs"] * step["x"]["outputs"]
-                if not np.isfinite(maps[step["target"] :][:length]).all():
+                places = {step["target"], step["target"] + code.tangent}
+                if not all(np.isfinite(maps[place:][:length]).all() for place in places):
                     return number
             return len(layers)
 

@@ -21,7 +21,9 @@ from ...kernels.layers import (
     Sequential,
     Sum,
 )
+from ...kernels.network_kernel import NetworkKernel
 from ...kernels.nngp import NNGPKernel
+from ...kernels.ntk import NTKKernel
 from .program import Function, Nonlinear, Program, Size, Step
 
 
@@ -40,7 +42,8 @@ class NotLowered(UserError):
 class _Writer:
     """Collects steps, each with the place in the network that it comes from."""
 
-    def __init__(self) -> None:
+    def __init__(self, ntk: bool) -> None:
+        self.ntk = ntk
         self.steps: list[Step] = []
         self.n_deviations = 0
 
@@ -57,22 +60,21 @@ class _Writer:
         return self.write(Step("pointwise", size, source=value, before=before, layer=layer))
 
 
-def lower(kernel: NNGPKernel) -> Program:
+def lower(kernel: NetworkKernel) -> Program:
     """
     The program of a kernel.
 
-    :raises NotLowered: where a layer isn't one of those below, or the images have more than two spatial axes, or for
-        the neural tangent kernel.
+    :raises NotLowered: where a layer isn't one of those below, or the images have more than two spatial axes.
     """
-    if not isinstance(kernel, NNGPKernel):
+    if not isinstance(kernel, (NNGPKernel, NTKKernel)):
         raise NotLowered(f"The fused engine has no {type(kernel).__name__}")
     channels, *positions = kernel.input_shape
     if len(positions) > 2:
         raise NotLowered(f"The fused engine computes maps with up to 2 spatial axes, and these have {len(positions)}")
-    writer = _Writer()
+    writer = _Writer(isinstance(kernel, NTKKernel))
     image = writer.write(Step("input", _size(tuple(positions)), layer="the images"))
     _lower(kernel.network, writer, image, tuple(positions), "")
-    return Program(channels, _size(tuple(positions)), writer.steps, max(1, writer.n_deviations))
+    return Program(channels, _size(tuple(positions)), writer.steps, max(1, writer.n_deviations), writer.ntk)
 
 
 def _size(positions: Positions) -> Size:
@@ -112,7 +114,10 @@ def _(layer: Sum, writer: _Writer, value: int, positions: Positions, path: str) 
 
 @_lower.register
 def _(layer: ChannelMix, writer: _Writer, value: int, positions: Positions, path: str) -> int:
-    return value
+    if not writer.ntk:
+        return value
+    size = writer.steps[value].size
+    return writer.write(Step("pointwise", size, source=value, mixed=True, layer=_named(layer, path)))
 
 
 @_lower.register

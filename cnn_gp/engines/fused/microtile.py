@@ -25,10 +25,10 @@ class Side(NamedTuple):
     """
     The images on one side of a micro-tile, and the deviations of the inputs of all nonlinearities at them.
 
-    Deviations are two numbers a position, of the variance v: s = sqrt(v) and r = 1 / s for the ReLU; v and r for the
-    others, for the erf the r of its own formula. Across there are WIDTH images: pixels [channels * positions, WIDTH]
-    and deviations [n_deviations, 2, WIDTH]. Down there are ROWS: [channels * positions, ROWS] and
-    [n_deviations, ROWS, 2].
+    Deviations are two numbers a position, of the variance v: s = sqrt(v) and r = 1 / s for the ReLU of a kernel
+    without tangents; v and r for the rest, for the erf the r of its own formula. Across there are WIDTH images: pixels
+    [channels * positions, WIDTH] and deviations [n_deviations, 2, WIDTH]. Down there are ROWS:
+    [channels * positions, ROWS] and [n_deviations, ROWS, 2].
     """
 
     pixels: np.ndarray
@@ -42,6 +42,8 @@ class Polynomials(NamedTuple):
     """In 1 - |rho| = 2 h, for twice the ReLU's value."""
     step: np.ndarray
     erf: np.ndarray
+    relu_slope: np.ndarray
+    """In 1 - |rho|, for twice the ReLU's derivative's."""
 
 
 class MicroTile(NamedTuple):
@@ -56,6 +58,8 @@ class MicroTile(NamedTuple):
     0 where the micro-tile is one of pairs. Else both sides are the same ROWS groups of WIDTH images, each laid out as
     one group across, and this is the length of a group's deviations, which are written.
     """
+    tangent: int
+    """How far behind each map of covariances its map of tangents is, in positions; 0 where there are none."""
     polynomials: Polynomials
 
 
@@ -63,4 +67,5 @@ POLYNOMIALS = Polynomials(
     np.array([c * 2 ** (-1.5 - i) / math.pi for i, c in enumerate(SIN_MINUS_T_COS)], np.float32),
     np.array([c / math.pi for c in ASIN_HALF], np.float32),
     np.array(ASIN_QUARTER, np.float32),
+    np.array([c * 2 ** (0.5 - i) / math.pi for i, c in enumerate(ASIN_HALF)], np.float32),
 )

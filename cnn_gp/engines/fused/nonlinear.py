@@ -1,5 +1,5 @@
 """
-The expectations of nonlinearities at a row of a map, for all pairs of a micro-tile.
+The expectations of nonlinearities at a row of a map, for all pairs of a micro-tile; with tangents, their slopes too.
 
 In float32, by the polynomials of :mod:`cnn_gp.kernels.polynomials`; for the formulas see
 :mod:`cnn_gp.kernels.expectations`.
@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numba import njit
 
-from .microtile import ROWS
+from .microtile import PAIRS, ROWS
 from .program import FUNCTIONS
 from .simd import (
     WIDTH,
@@ -32,7 +32,9 @@ from .simd import (
 
 ZERO, HALF, ONE, TWO = (np.float32(x) for x in (0, 0.5, 1, 2))
 _TINY = np.finfo(np.float32).tiny
+_FOUR = np.float32(4)
 _HALF_PI, _TWO_OVER_PI, _SQRT_TWO = (np.float32(x) for x in (math.pi / 2, 2 / math.pi, math.sqrt(2)))
+_FOUR_OVER_PI = np.float32(4 / math.pi)
 
 RELU, STEP, ERF = (FUNCTIONS[name] for name in ("relu", "step", "erf"))
 
@@ -65,6 +67,36 @@ def relu(c, ss, rr, zero, q):
 
 
 @njit(forceinline=True)
+def slope_coefficients(polynomial):
+    """The same for the ReLU's slope, of which there are seven."""
+    return (
+        splat(polynomial[0]),
+        splat(polynomial[1]),
+        splat(polynomial[2]),
+        splat(polynomial[3]),
+        splat(polynomial[4]),
+        splat(polynomial[5]),
+        splat(polynomial[6]),
+    )
+
+
+@njit(forceinline=True)
+def relu_tangent(c, tangent, v1, r1, v2, r2, s2, zero, one, q, a):
+    """
+    Twice E[relu(u) relu(v)], and twice the expectation of the derivatives times the tangent.
+
+    g = 1 - |rho| and its root serve both. It is 0 at identical inputs, where a rounding error would cost its root.
+    """
+    g = larger(fma(negative(absolute(c)), r1 * r2, one), zero)
+    g = where_equal(c, v1, v2, zero, g)
+    root = sqrt(g)
+    p = fma(fma(fma(fma(fma(q[5], g, q[4]), g, q[3]), g, q[2]), g, q[1]), g, q[0])
+    slope = root * fma(fma(fma(fma(fma(fma(a[6], g, a[5]), g, a[4]), g, a[3]), g, a[2]), g, a[1]), g, a[0])
+    value = fma(s2 * v1 * r1 * (g * root), p, larger(c, zero))
+    return value, tangent * where_less(c, zero, slope, one - slope)
+
+
+@njit(forceinline=True)
 def _erf(c, rr, zero, polynomial):
     """(2 / pi) asin(c rr), for the covariance and the product of the reciprocals."""
     half, one = splat(HALF), splat(ONE)
@@ -79,6 +111,15 @@ def _erf(c, rr, zero, polynomial):
     asin = root * q
     value = splat(_TWO_OVER_PI) * where_less(half, a, fma(negative(splat(TWO)), asin, splat(_HALF_PI)), asin)
     return where_less(x, zero, negative(value), value)
+
+
+@njit(forceinline=True)
+def _erf_slope(c, v1, v2, zero):
+    """(4 / pi) / sqrt(1 + 2 (v1 + v2) + 4 (v1 v2 - c^2))"""
+    # In this order NaN stays, of squares that overflow.
+    gap = larger(zero, v1 * v2 - c * c)
+    determinant = fma(splat(_FOUR), gap, fma(splat(TWO), v1 + v2, splat(ONE)))
+    return splat(_FOUR_OVER_PI) / sqrt(determinant)
 
 
 @njit
@@ -131,16 +172,53 @@ def _erf_row(tile, place, first, target, source, n):
 
 
 @njit
+def _relu_tangent_row(tile, place, first, target, source, n):
+    """The ReLU of covariances, and tangents times the expectation of its derivatives."""
+    work, down, across, tangent = tile.work, tile.down.deviations, tile.across.deviations, tile.tangent * PAIRS
+    q, slope = coefficients(tile.polynomials.relu), slope_coefficients(tile.polynomials.relu_slope)
+    zero, one = splat(place.factor - place.factor), splat(ONE)
+    d = place.deviations + first
+    for p in range(n):
+        v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        s2 = v2 * r2
+        for row in range(ROWS):
+            k = ((d + p) * ROWS + row) * 2
+            v1, r1 = splat(get(down, k)), splat(get(down, k + 1))
+            at, to = ((source + p) * ROWS + row) * WIDTH, ((target + p) * ROWS + row) * WIDTH
+            c, t = relu_tangent(load(work, at), load(work, at + tangent), v1, r1, v2, r2, s2, zero, one, q, slope)
+            store(work, to, c)
+            store(work, to + tangent, t)
+
+
+@njit
+def _erf_tangent_row(tile, place, first, target, source, n):
+    """The same for the erf."""
+    work, down, across, polynomial = tile.work, tile.down.deviations, tile.across.deviations, tile.polynomials.erf
+    d, zero, tangent = place.deviations + first, splat(ZERO), tile.tangent * PAIRS
+    for p in range(n):
+        v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        for row in range(ROWS):
+            k = ((d + p) * ROWS + row) * 2
+            v1, rr = splat(get(down, k)), splat(get(down, k + 1)) * r2
+            at, to = ((source + p) * ROWS + row) * WIDTH, ((target + p) * ROWS + row) * WIDTH
+            c = load(work, at)
+            store(work, to, _erf(c, rr, zero, polynomial))
+            store(work, to + tangent, load(work, at + tangent) * _erf_slope(c, v1, v2, zero))
+
+
+@njit
 def _variance_row(tile, place, first, target, source, n):
     """The nonlinearity of variances (the ReLU's twice); each group's deviations are written on the way."""
     work, deviations, polynomial, group = tile.work, tile.across.deviations, tile.polynomials.erf, tile.group
     function, factor, d = place.function, place.factor, place.deviations + first
-    one, zero = splat(ONE), splat(ZERO)
+    one, zero, tangent = splat(ONE), splat(ZERO), tile.tangent * PAIRS
+    keeps_variance = tangent > 0
     for p in range(n):
         for row in range(ROWS):
-            v = load(work, ((source + p) * ROWS + row) * WIDTH)
+            at, to = ((source + p) * ROWS + row) * WIDTH, ((target + p) * ROWS + row) * WIDTH
+            v = load(work, at)
             # A denormal variance counts as 0: the product of two reciprocals would overflow.
-            s = where_less(v, splat(_TINY), zero, sqrt(v) if function == RELU else v)
+            s = v if keeps_variance else where_less(v, splat(_TINY), zero, sqrt(v) if function == RELU else v)
             if function == ERF:
                 r = splat(_SQRT_TWO) / sqrt(fma(splat(TWO), v, one))
                 value = _erf(v, r * r, zero, polynomial)
@@ -150,7 +228,11 @@ def _variance_row(tile, place, first, target, source, n):
             k = row * group + (d + p) * 2 * WIDTH
             store(deviations, k, s)
             store(deviations, k + WIDTH, r)
-            store(work, ((target + p) * ROWS + row) * WIDTH, value)
+            if tangent > 0:
+                # At identical inputs the ReLU's slope is 1, twice 1/2.
+                slope = _erf_slope(v, v, v, zero) if function == ERF else one
+                store(work, to + tangent, load(work, at + tangent) * slope)
+            store(work, to, value)
 
 
 @njit
@@ -163,6 +245,11 @@ def nonlinear_row(tile, place, first, target, source, n):
     """
     if tile.group > 0:
         _variance_row(tile, place, first, target, source, n)
+    elif tile.tangent > 0:
+        if place.function == RELU:
+            _relu_tangent_row(tile, place, first, target, source, n)
+        else:
+            _erf_tangent_row(tile, place, first, target, source, n)
     elif place.function == RELU:
         _relu_row(tile, place, first, target, source, n)
     elif place.function == STEP:

@@ -39,6 +39,8 @@ STEP = np.dtype(
         ("after", NONLINEAR),
         ("scale", np.float32),
         ("bias", np.float32),
+        ("trained", np.int64),
+        ("mixed", np.int64),
     ],
     align=True,
 )
@@ -82,6 +84,10 @@ class Step:
     bias: float = 0.0
     before: Nonlinear | None = None
     after: Nonlinear | None = None
+    trained: bool = True
+    """For the tangents: whether a convolution's or mean's own covariances are added to them."""
+    mixed: bool = False
+    """For the tangents: whether the covariances that come out are added to them, before the addend: a ChannelMix."""
     layer: str = ""
     """Where it is in the network, for error messages."""
 
@@ -97,13 +103,15 @@ class Code(NamedTuple):
     steps: np.ndarray
     """STEP [steps]"""
     result: int
-    """The place of the last step's value."""
+    """The place of the kernel: of the last step's covariance or, where there are tangents, its tangent."""
     row: int
     """The place of the buffer for a row."""
     ring: int
     """The place of the buffer for the rows that a convolution's window spans."""
     channels: int
     """Channels of the images."""
+    tangent: int
+    """How far behind each map of covariances its map of tangents is; 0 where there are none."""
 
 
 class Compiled(NamedTuple):
@@ -126,6 +134,8 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     n_deviations: int = 1
     """The positions of all nonlinearities together, at least 1: numbers kept of each image."""
+    ntk: bool = False
+    """Whether every value has tangents beside its covariances, and the kernel is the neural tangent kernel."""
 
     def compiled(self, *, merge: bool = True) -> Compiled:
         """:param merge: False: every step on its own, every value in a place of its own, to look at them one by one."""
@@ -135,9 +145,12 @@ class Program:
         ring = row + max(self._input_size(step, steps)[1] for step in steps.values())
         rings = [w[0].size * w[1].outputs for w in (step.windows for step in steps.values()) if w is not None]
         records = np.array([self._record(step, number, steps, places) for number, step in steps.items()], STEP)
+        positions, result = ring + max([1, *rings]), places[next(reversed(steps))]
+        # Odd, so that a map and its tangents don't lie a multiple of 4 kB apart.
+        tangent = positions | 1 if self.ntk else 0
         return Compiled(
-            Code(records, places[next(reversed(steps))], row, ring, self.channels),
-            ring + max([1, *rings]),
+            Code(records, result + tangent, row, ring, self.channels, tangent),
+            positions + tangent,
             [step.layer for step in steps.values()],
         )
 
@@ -160,6 +173,8 @@ class Program:
             after,
             step.scale,
             step.bias,
+            step.trained,
+            step.mixed,
         )
 
 
@@ -191,6 +206,18 @@ def merged(steps: list[Step]) -> dict[int, Step]:
             del done[step.source]
             done[number] = replace(producer, after=step.before, layer=step.layer)
     for number, step in list(done.items()):
+        producer = done.get(step.source)
+        if (
+            step.mixed
+            and producer is not None
+            and producer.operation in ("conv", "pointwise")
+            and producer.addend < 0
+            and not producer.mixed
+            and uses()[step.source] == 1
+        ):
+            del done[step.source]
+            done[number] = replace(producer, mixed=True, layer=step.layer)
+    for number, step in list(done.items()):
         if step.operation != "pointwise" or step.before is not None or step.addend < 0:
             continue
         for last, other in sorted(((step.source, step.addend), (step.addend, step.source)), reverse=True):
@@ -213,6 +240,7 @@ def merged(steps: list[Step]) -> dict[int, Step]:
             and producer.operation == "pointwise"
             and producer.before is not None
             and producer.addend < 0
+            and not producer.mixed
             and uses()[step.source] == 1
         ):
             del done[step.source]
@@ -248,7 +276,8 @@ def _with_units(steps: dict[int, Step]) -> dict[int, Step]:
             continue
         one = Window(1, 1, 1, 1, 0)
         rows, columns = (one._replace(inputs=n, outputs=n) for n in step.size)
-        done[fresh] = Step("conv", step.size, source=number, windows=(rows, columns), scale=last.unit, layer=step.layer)
+        scaled = Step("conv", step.size, source=number, windows=(rows, columns), scale=last.unit, layer=step.layer)
+        done[fresh] = replace(scaled, trained=False)
         renamed[number] = fresh
         fresh += 1
     return done

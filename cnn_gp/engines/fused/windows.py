@@ -7,12 +7,12 @@ Sums are taken left to right and in the order of the ring's rows, and a pixel ou
 from numba import njit
 
 from .microtile import PAIRS, ROWS
-from .nonlinear import HALF, coefficients, relu
+from .nonlinear import HALF, ONE, ZERO, coefficients, relu, relu_tangent, slope_coefficients
 from .simd import WIDTH, fma, get, load, splat, store
 
 
 def _sums(fixed):
-    """The three loops for windows of ``fixed`` pixels, so that the compiler unrolls them; for 0 of ``size`` pixels."""
+    """The loops for windows of ``fixed`` pixels, so that the compiler unrolls them; for 0 of ``size`` pixels."""
 
     @njit(forceinline=True)
     def window(size, work, first, distance):
@@ -51,9 +51,9 @@ def _sums(fixed):
                 store(work, ((target + x) * ROWS + row) * WIDTH, total)
 
     @njit
-    def along_y(size, work, target, ring, addend, step):
+    def along_y(size, tile, target, ring, addend, step):
         """scale * (sum over the ring's rows) + bias, plus a row of another map where ``addend`` isn't negative."""
-        n, a, b = step.x.outputs, splat(step.scale), splat(step.bias)
+        work, n, a, b = tile.work, step.x.outputs, splat(step.scale), splat(step.bias)
         if addend < 0:
             for x in range(n * ROWS):
                 total = window(size, work, (ring * ROWS + x) * WIDTH, n * PAIRS)
@@ -82,7 +82,46 @@ def _sums(fixed):
                     value = fma(half, value, load(work, addend * PAIRS + at))
                 store(work, target * PAIRS + at, value)
 
-    return along_x, along_y, along_y_relu
+    @njit
+    def along_y_tangent(size, tile, target, ring, addend, step):
+        """As along_y, of covariances and tangents, to which a trained convolution's covariances are added."""
+        work, tangent = tile.work, tile.tangent * PAIRS
+        n, a, b, zero = step.x.outputs, splat(step.scale), splat(step.bias), splat(ZERO)
+        for x in range(n * ROWS):
+            to, at = target * PAIRS + x * WIDTH, addend * PAIRS + x * WIDTH
+            c = fma(a, window(size, work, ring * PAIRS + x * WIDTH, n * PAIRS), b)
+            own = c if step.trained > 0 else zero
+            t = fma(a, window(size, work, ring * PAIRS + tangent + x * WIDTH, n * PAIRS), own)
+            store(work, to, c + load(work, at) if addend >= 0 else c)
+            store(work, to + tangent, t + load(work, at + tangent) if addend >= 0 else t)
+
+    @njit
+    def along_y_relu_tangent(size, tile, target, ring, addend, step, first):
+        """As along_y_relu, of a trained convolution's covariances and tangents."""
+        work, down, across, tangent = tile.work, tile.down.deviations, tile.across.deviations, tile.tangent * PAIRS
+        n, a, b = step.x.outputs, splat(step.scale), splat(step.bias)
+        q, slope = coefficients(tile.polynomials.relu), slope_coefficients(tile.polynomials.relu_slope)
+        factor, d = step.after.factor, step.after.deviations + first
+        half, zero, one = splat(HALF * factor), splat(factor - factor), splat(ONE)
+        for p in range(n):
+            v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+            s2 = v2 * r2
+            for row in range(ROWS):
+                k = ((d + p) * ROWS + row) * 2
+                at = (p * ROWS + row) * WIDTH
+                c = fma(a, window(size, work, ring * PAIRS + at, n * PAIRS), b)
+                t = fma(a, window(size, work, ring * PAIRS + tangent + at, n * PAIRS), c)
+                v1, r1 = splat(get(down, k)), splat(get(down, k + 1))
+                c, t = relu_tangent(c, t, v1, r1, v2, r2, s2, zero, one, q, slope)
+                if step.mixed > 0:
+                    t = t + c
+                if addend >= 0:
+                    c = fma(half, c, load(work, addend * PAIRS + at))
+                    t = fma(half, t, load(work, addend * PAIRS + tangent + at))
+                store(work, target * PAIRS + at, c)
+                store(work, target * PAIRS + tangent + at, t)
+
+    return along_x, along_y, along_y_relu, along_y_tangent, along_y_relu_tangent
 
 
 def _by_size(any_size, one, two, three, four, five, six, seven):
@@ -110,6 +149,6 @@ def _by_size(any_size, one, two, three, four, five, six, seven):
     return loop
 
 
-sum_along_x, sum_along_y, sum_along_y_relu = (
+sum_along_x, sum_along_y, sum_along_y_relu, sum_along_y_tangent, sum_along_y_relu_tangent = (
     _by_size(*loops) for loops in zip(*(_sums(size) for size in range(8)), strict=True)
 )
