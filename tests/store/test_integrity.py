@@ -232,6 +232,22 @@ def test_files_that_cannot_be_removed_are_one_line(tmp_path, monkeypatch):
             remove()
 
 
+def test_tiles_that_vanish_under_a_reader_are_one_line(tmp_path):
+    """As by --nokeep_tiles of another program."""
+    run = complete(tmp_path, make_data())
+    rows = run.read_rows("Kxx")
+    next(rows)
+    RunDirectory(tmp_path, "small").delete_parts()
+    for read in (
+        run.provenance,
+        lambda: list(rows),
+        lambda: run.read_diagonal("Kxx"),
+        lambda: run.read_upper(0, 5, 0, 5),
+    ):
+        with pytest.raises(UserError, match=r"isn't there any longer: start save_kernels.py again with the same flags"):
+            read()
+
+
 # The view -------------------------------------------------------------------------------------------------------------
 
 
