@@ -169,4 +169,5 @@ def test_an_operation_that_fails_is_survived_or_one_line(tmp_path, state, code, 
         shutil.rmtree(workdir)
         if not fault.happened:
             break
+    print(f"{number} operations, each failed")
     assert 3 < number < MANY - 1
