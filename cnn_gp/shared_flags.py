@@ -94,6 +94,6 @@ def define_devices() -> None:
         "batch_size",
         None,
         "Images on a side of the batch that the tensorflow engine computes at a time; less takes less memory. By "
-        "default 200 on a GPU, or n_max if that is less, and 16 on the CPU.",
+        "default 200 on a GPU, or n_max if that is less, and 16 on the CPU; less where pooling takes more memory.",
         lower_bound=1,
     )

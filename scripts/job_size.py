@@ -102,7 +102,7 @@ def _measured(engine_name: str, ntk: bool, pooled: bool, data: datasets.Dataset)
     pool = [AvgPool(2, 1, "SAME")] if pooled and len(data.image_shape) > 1 else []
     network = Sequential(*(layer for _ in range(6) for layer in (Conv(3), ExReLU())), *pool, Dense())
     kernel = (NTKKernel if ntk else NNGPKernel)(network, data.image_shape)
-    batch_size = FLAGS.batch_size or default_batch_size(FLAGS.n_gpus, FLAGS.n_max)
+    batch_size = FLAGS.batch_size or default_batch_size(kernel, FLAGS.n_gpus, FLAGS.n_max)
     engine = make_engine(engine_name, kernel, n_gpus=FLAGS.n_gpus, batch_size=batch_size)
     # On the CPU enough for every core to have some.
     n_images = batch_size if FLAGS.n_gpus else 64 if pooled else 256

@@ -139,7 +139,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     for line in data.in_words(request.float_type):
         say(line)
     with without_startup_messages():
-        from ..engines.tensorflow import configure
+        from ..engines.tensorflow import configure, default_batch_size
 
         # Several GPUs get a process each, and this one only hands out the work.
         configure(request.n_gpus, use=request.n_gpus <= 1 and request.scheduler is None)
@@ -148,6 +148,9 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     description = Description.of(
         data, model=request.model, kernel=kernel.describe(), n_max=request.n_max, float_type=request.float_type
     )
+    if choice.name == "tensorflow" and request.batch_size is None and request.scheduler is None:
+        # Before anything is written, for its error.
+        default_batch_size(kernel, request.n_gpus)
     run.begin(description, data)
     if kernel.n_displacements > 1:
         say(_cost_of_pools(kernel, request.build_kernel(data.image_shape, with_pool=False)))

@@ -79,8 +79,9 @@ def engine_on_device(
 
     n_gpus = min(n_gpus_seen(), 1) if device == "cluster" else int(device.startswith("gpu"))
     configure(n_gpus)
-    batch_size = batch_size or default_batch_size(n_gpus, n_max)
-    return TensorFlowEngine(kernel_from_description(kernel), n_gpus=n_gpus, batch_size=batch_size)
+    made = kernel_from_description(kernel)
+    batch_size = batch_size or default_batch_size(made, n_gpus, n_max)
+    return TensorFlowEngine(made, n_gpus=n_gpus, batch_size=batch_size)
 
 
 def make_engine(

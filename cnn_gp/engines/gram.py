@@ -27,7 +27,7 @@ def gram(
     :param engine: "auto", "tensorflow" or "fused" (float32 on the CPU); or one that
         :func:`cnn_gp.engines.choice.make_engine` made for this kernel, which for several matrices saves
         lowering the kernel for each.
-    :param n_max: images on a side of the batch that a GPU computes at a time.
+    :param n_max: the most images on a side of the batch that a GPU computes at a time.
     :return: [N, M], or [N, N], of X's dtype. The diagonal of K(X) is ``K_diag(X)``.
     :raises UserError: images of another size or dtype; an engine of another kernel, or from before a parameter changed.
 
@@ -73,16 +73,16 @@ def _engine(name: str, kernel: "NNGPKernel", n_max: int, float_type: str) -> Eng
     import tensorflow as tf
 
     n_gpus = len(tf.config.get_visible_devices("GPU"))
-    batch_size = n_max if n_gpus else None
+    options = n_gpus, n_max if n_gpus else None
     if choose_engine(name, kernel, n_gpus=n_gpus, float_type=float_type).name != "tensorflow":
         return make_engine(name, kernel, n_gpus=n_gpus, float_type=float_type)
-    for options, compiled in _COMPILED:
-        if options == (n_gpus, batch_size) and compiled.kernel is kernel:
+    for compiled_with, compiled in _COMPILED:
+        if compiled_with == options and compiled.kernel is kernel:
             return compiled
-    from .tensorflow import TensorFlowEngine
+    from .tensorflow import TensorFlowEngine, default_batch_size
 
-    engine = TensorFlowEngine(kernel, n_gpus=n_gpus, batch_size=batch_size)
-    _COMPILED.append(((n_gpus, batch_size), engine))
+    engine = TensorFlowEngine(kernel, n_gpus=n_gpus, batch_size=default_batch_size(kernel, n_gpus, n_max))
+    _COMPILED.append((options, engine))
     return engine
 
 

@@ -8,6 +8,7 @@ batches on a single thread, which scales better than many threads in each operat
 """
 
 import contextlib
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ import gpflow
 import numpy as np
 import tensorflow as tf
 
+from .. import memory
 from ..errors import UserError
 from .threads import each, n_cores
 
 if TYPE_CHECKING:
     from ..kernels.layer import Layer
+    from ..kernels.network_kernel import NetworkKernel
     from ..kernels.nngp import NNGPKernel
     from .engine import Progress
 
@@ -33,9 +36,31 @@ CPU_BATCH = 16
 GPU_BATCH = 200
 
 
-def default_batch_size(n_gpus: int, n_max: int = GPU_BATCH) -> int:
-    """Images on a side of a batch where nothing else is asked for, for tiles of n_max images."""
-    return min(n_max, GPU_BATCH) if n_gpus else CPU_BATCH
+#: Bytes that the maps of a batch may take, about, and the arrays of the largest map's size that are there at a time (in
+#: float32; measured: benchmarks/README.md).
+LARGEST_MAPS = 10**9
+_ARRAYS = 14
+
+
+def default_batch_size(kernel: "NetworkKernel", n_gpus: int, n_max: int = GPU_BATCH) -> int:
+    """
+    Images on a side of a batch where nothing else is asked for: fewer where pooling makes the maps of a pair large.
+
+    :param n_max: images on a side of a tile.
+    :raises UserError: on the CPU, where not even the maps of single pairs, one on each core, fit into memory.
+    """
+    most = min(n_max, GPU_BATCH) if n_gpus else CPU_BATCH
+    if kernel.n_displacements == 1:
+        return most
+    of_a_pair, largest = 4 * _ARRAYS * kernel.largest_map, LARGEST_MAPS
+    if not n_gpus:
+        memory.check(
+            n_cores() * of_a_pair,
+            f"An entry of this pooled kernel at a time on each of {n_cores()} cores",
+            "take smaller images, a smaller pool, fewer cores (taskset), or a machine with more",
+        )
+        largest = min(largest, memory.available() // n_cores())
+    return max(1, min(most, math.isqrt(largest // of_a_pair)))
 
 
 def n_gpus_seen() -> int:
@@ -87,7 +112,7 @@ class TensorFlowEngine:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         devices = [f"/GPU:{i}" for i in range(n_gpus)] or ["/CPU:0"] * n_cores()
         self.kernel = kernel
-        self._batch_size = batch_size or default_batch_size(n_gpus)
+        self._batch_size = batch_size or default_batch_size(kernel, n_gpus)
         self._free_devices: queue.SimpleQueue[str] = queue.SimpleQueue()
         for device in devices:
             self._free_devices.put(device)

@@ -552,7 +552,13 @@ class Sum(Layer):
         kernels = functools.reduce(Kernels.plus, (output.kernels for output in outputs))
         terms = [output.displaced for output in outputs]
         displaced = remembering_last(lambda d: functools.reduce(Kernels.plus, (term(d) for term in terms)))
-        return State(kernels, displaced, state.sum_dtype, max(output.held for output in outputs))
+        return State(
+            kernels,
+            displaced,
+            state.sum_dtype,
+            held=max(output.held for output in outputs),
+            largest=max(output.largest for output in outputs),
+        )
 
     def output_positions(self, positions: Positions) -> Positions:
         sizes = [branch.output_positions(positions) for branch in self.branches]

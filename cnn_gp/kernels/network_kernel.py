@@ -66,6 +66,19 @@ class NetworkKernel(gpflow.kernels.Kernel, metaclass=abc.ABCMeta):
         """Between how many displacements of the images' pixels covariances are needed: 1 without pooling."""
         return self.network.displacements(self.input_shape[1:], 1)
 
+    @property
+    def largest_map(self) -> int:
+        """How many numbers of a pair of images the largest map has that a pooling layer holds at a time, K and T."""
+        found = []
+
+        def trace(X: tf.Tensor) -> tf.Tensor:
+            state = self.network.propagate(self.input_state(X, None))
+            found.append(state.largest * (1 if state.kernels.ntk is None else 2))
+            return state.nngp.own1
+
+        tf.function(trace, autograph=False).get_concrete_function(tf.TensorSpec([1, self.input_size], tf.float32))
+        return found[0]
+
     def check_inputs(self, X: TensorType) -> None:
         """:raises UserError: where X [N, D] isn't float32 or float64, or D isn't :attr:`input_size`."""
         dtype = tf.as_dtype(X.dtype)

@@ -69,7 +69,13 @@ def average_pool(state: State, windows: Sequence[Window]) -> State:
     zero = Displacements.zero(len(windows))
     total = _sum(corners, lambda corner: terms(zero, Displacements(corner, box)))
     kernels = rounded(total.map(lambda covariance: covariance[0]))
-    return State(kernels, remembering_last(displaced), sum_dtype, state.held * n_differences(windows))
+    return State(
+        kernels,
+        remembering_last(displaced),
+        sum_dtype,
+        held=state.held * n_differences(windows),
+        largest=max(state.largest, state.held),
+    )
 
 
 def _subsampled(state: State, windows: Sequence[Window]) -> State:

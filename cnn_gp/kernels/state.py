@@ -59,13 +59,14 @@ class State(NamedTuple):
 
     ``displaced`` gives the kernels between positions p and p + d; only pooling asks for it. ``sum_dtype`` is the
     precision of the sums over a patch (:meth:`.Layer.sum_dtype`). ``held`` says how many covariances of a pair of
-    images the largest map has that one displacement needs.
+    images the largest map has that one displacement needs, ``largest`` how many the largest had for displacement 0.
     """
 
     kernels: Kernels
     displaced: Callable[[Displacements], Kernels]
     sum_dtype: tf.DType
     held: int
+    largest: int
 
     @property
     def nngp(self) -> Covariances:
@@ -90,9 +91,11 @@ class State(NamedTuple):
         """
         source = self.displaced  # without the maps at displacement 0, which may be freed
         kernels = step(self.kernels, None)
-        held = max(self.held, math.prod(kernels.nngp.own1.shape[:-2]))
+        pixels = math.prod(kernels.nngp.own1.shape[:-2])
         displaced = remembering_last(lambda d: step(source(before(d)), before(d)))
-        return self._replace(kernels=kernels, displaced=displaced, held=held)
+        return self._replace(
+            kernels=kernels, displaced=displaced, held=max(self.held, pixels), largest=max(self.largest, pixels)
+        )
 
 
 def remembering_last(function: Callable[[Displacements], Kernels]) -> Callable[[Displacements], Kernels]:
@@ -160,4 +163,4 @@ def input_state(
         cross = tf.matmul(tf.broadcast_to(a, tf.concat([[len(d)], tf.shape(a)[1:]], 0)), b_shifted, transpose_b=True)
         return kernels(own1, own2, cross / channels, [len(d)])
 
-    return State(kernels(own1, own2, cross, []), remembering_last(displaced), sum_dtype, pixels)
+    return State(kernels(own1, own2, cross, []), remembering_last(displaced), sum_dtype, pixels, pixels)

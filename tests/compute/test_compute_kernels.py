@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from cnn_gp import memory
 from cnn_gp.compute.compute_kernels import Request, compute_kernels
 from cnn_gp.compute.status import status
 from cnn_gp.engines.choice import Choice, engine_on_device
@@ -113,3 +114,10 @@ def test_the_runs_name():
     assert Request("runs", "random", seed=7).run_directory().name == "seed_07"
     assert Request("runs", "convnet_gp", run_name="other").run_directory().name == "other"
     assert Request("runs", "convnet_gp", kernel="ntk", pool=5).run_directory().name == "convnet_gp_pool_5_ntk"
+
+
+def test_a_pooled_kernel_that_does_not_fit_into_memory_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    with pytest.raises(UserError, match="An entry of this pooled kernel at a time on each of"):
+        compute_kernels(request(tmp_path / "runs", model="myrtle5", engine="tensorflow"), print)
+    assert not (tmp_path / "runs").exists()

@@ -1,5 +1,7 @@
 """The tensorflow engine: the kernel's own numbers, whatever the batches, and errors that don't hang."""
 
+import math
+
 import gpflow
 import numpy as np
 import pytest
@@ -7,16 +9,22 @@ import tensorflow as tf
 
 import cnn_gp
 from cnn_gp import (
+    AvgPool,
     Conv,
     DeepKernel,
     Dense,
     ExErf,
     ExReLU,
+    GlobalAvgPool,
     NNGPKernel,
+    NTKKernel,
     Sequential,
+    Sum,
     gram,
+    memory,
 )
 from cnn_gp.compute.status import ENGINES_DIFFER
+from cnn_gp.engines import tensorflow as module
 from cnn_gp.engines.choice import make_engine
 from cnn_gp.engines.tensorflow import CPU_BATCH, GPU_BATCH, TensorFlowEngine, configure, default_batch_size
 from cnn_gp.errors import UserError
@@ -200,9 +208,54 @@ def test_more_gpus_than_there_are_is_refused():
 
 
 def test_a_batch_is_no_larger_than_a_tile_on_a_gpu():
-    assert default_batch_size(n_gpus=0, n_max=6) == CPU_BATCH
-    assert default_batch_size(n_gpus=1, n_max=50) == 50
-    assert default_batch_size(n_gpus=2, n_max=5000) == GPU_BATCH == 200
+    kernel = KERNELS["relu"]
+    assert default_batch_size(kernel, n_gpus=0, n_max=6) == CPU_BATCH
+    assert default_batch_size(kernel, n_gpus=1, n_max=50) == 50
+    assert default_batch_size(kernel, n_gpus=2, n_max=5000) == GPU_BATCH == 200
+
+
+def pooled(kind=NNGPKernel, *pools):
+    layers = [layer for pool in pools for layer in (Conv(3), ExReLU(), pool)]
+    return kind(Sequential(*layers, Dense()), [1, 8, 8])
+
+
+def test_the_largest_map_that_pooling_holds():
+    """A pool of 2 x 2 has 9 differences, and the map before the last pool is needed at one at a time."""
+    assert pooled().largest_map == 64
+    assert pooled(NNGPKernel, GlobalAvgPool()).largest_map == 64
+    assert pooled(NTKKernel, GlobalAvgPool()).largest_map == 2 * 64
+    assert pooled(NNGPKernel, AvgPool(2), GlobalAvgPool()).largest_map == 9 * 64
+    assert pooled(NTKKernel, AvgPool(2), AvgPool(2), GlobalAvgPool()).largest_map == 2 * 9 * 9 * 64
+    branches = Sum(Conv(3), Sequential(AvgPool(3, 1, "SAME"), Conv(3)))
+    network = Sequential(Conv(3), ExReLU(), branches, ExReLU(), GlobalAvgPool(), Dense())
+    assert NNGPKernel(network, [1, 8, 8]).largest_map == 25 * 64
+
+
+def test_the_batches_of_pooled_kernels_are_as_large_as_memory_allows(monkeypatch, rng):
+    kernel = pooled(NNGPKernel, AvgPool(2), GlobalAvgPool())
+    of_a_pair = 14 * 4 * 9 * 64
+    assert default_batch_size(kernel, 0) == CPU_BATCH
+    assert default_batch_size(kernel, 1) == math.isqrt(10**9 // of_a_pair) < GPU_BATCH
+    monkeypatch.setattr(module, "LARGEST_MAPS", 50 * of_a_pair)
+    assert default_batch_size(kernel, 0) == default_batch_size(kernel, 1) == 7
+    X = rng.random((9, 64))
+    there = TensorFlowEngine(kernel)
+    np.testing.assert_allclose(there.matrix(X), kernel(X), rtol=1e-9)
+    assert there._batch_size == 7
+    monkeypatch.setattr(module, "n_cores", lambda: 3)
+    for available, size in ((3 * of_a_pair, 1), (12 * of_a_pair, 2), (10**12, 7)):
+        monkeypatch.setattr(memory, "available", lambda available=available: available)
+        assert default_batch_size(kernel, 0) == size
+    monkeypatch.setattr(memory, "available", lambda: 3 * of_a_pair - 1)
+    with pytest.raises(
+        UserError, match=r"on each of 3 cores needs 0.0 GB .*: take smaller images, a smaller pool"
+    ) as e:
+        TensorFlowEngine(kernel)
+    assert "\n" not in str(e.value)
+    # The machine's memory isn't the GPU's, and a batch that is asked for is taken.
+    assert default_batch_size(kernel, 1) == 7
+    TensorFlowEngine(kernel, batch_size=16)
+    assert default_batch_size(KERNELS["relu"], 0) == CPU_BATCH
 
 
 def test_two_devices_share_the_batches(rng, monkeypatch):

@@ -50,7 +50,7 @@ def state_of(rng, positions, n, dtype=np.float64, sum_dtype=None, alone=False):
 def plain_state(cross, own1, own2):
     """A state of given covariances, without displacements."""
     cross, own1, own2 = (None if t is None else tf.constant(t) for t in (cross, own1, own2))
-    return State(Kernels(Covariances(cross, own1, own2), None), None, tf.float64, 1)
+    return State(Kernels(Covariances(cross, own1, own2), None), None, tf.float64, 1, 1)
 
 
 def cross_after(layer, state):
