@@ -36,6 +36,11 @@ def define_run() -> None:
 def define_kernel() -> None:
     """--kernel and --pool"""
     flags.DEFINE_enum("kernel", "nngp", KERNELS, "The Gaussian process's kernel, or the neural tangent kernel.")
+    define_pool()
+
+
+def define_pool() -> None:
+    """--pool"""
     flags.DEFINE_string(
         "pool",
         "none",
@@ -44,7 +49,7 @@ def define_kernel() -> None:
 
 
 def pool() -> Pool | None:
-    """The pool that the flag of :func:`define_kernel` asks for. :raises UserError: where it isn't one."""
+    """The pool that the flag of :func:`define_pool` asks for. :raises UserError: where it isn't one."""
     return parse_pool(flags.FLAGS.pool)
 
 

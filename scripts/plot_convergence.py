@@ -16,11 +16,12 @@ from absl import flags
 from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
 from cnn_gp.errors import UserError
-from cnn_gp.kernels.architectures import PAPER_MODELS, build_kernel
+from cnn_gp.kernels.architectures import PAPER_MODELS, build_kernel, run_name
 
 FLAGS = flags.FLAGS
 shared_flags.define_data_set()
 flags.DEFINE_list("models", list(PAPER_MODELS), "The kernels.")
+shared_flags.define_pool()
 flags.DEFINE_list("widths", ["3", "10", "30", "100"], "Channels of every hidden map.")
 flags.DEFINE_integer("draws", 10_000, "Networks of each width, evaluated at the first image.", lower_bound=2)
 flags.DEFINE_integer("wide_draws", 1_000, "How many of them at all images, at widths above 10.", lower_bound=2)
@@ -31,6 +32,7 @@ shared_flags.define_path()
 def main() -> None:
     """Parse the flags, draw what is missing, write figures and tables."""
     widths = _widths(FLAGS.widths)
+    pool = shared_flags.pool()
     unknown = [model for model in FLAGS.models if model not in PAPER_MODELS]
     if unknown:
         raise UserError(f"--models has {unknown[0]!r}; expected some of {', '.join(PAPER_MODELS)}.")
@@ -40,12 +42,15 @@ def main() -> None:
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, N_train=FLAGS.n_images, N_vali=1, N_test=1)
     study = Study(data.name, data.X.astype(np.float32), widths, FLAGS.draws, FLAGS.wide_draws)
     with cli.without_startup_messages():
-        kernels = {model: build_kernel(model, data.image_shape) for model in FLAGS.models}
+        kernels = {
+            run_name(model, seed=0, pool=pool): build_kernel(model, data.image_shape, pool=pool)
+            for model in FLAGS.models
+        }
     say = functools.partial(print, flush=True)
-    for model, kernel in kernels.items():
-        for s in converge(study, model, kernel, Path(FLAGS.path), cli.command(), say):
+    for name, kernel in kernels.items():
+        for s in converge(study, name, kernel, Path(FLAGS.path), cli.command(), say):
             print(
-                f"{model}, width {s.width}: second moments off by {100 * s.rms_deviation:.1f} % (Monte Carlo error "
+                f"{name}, width {s.width}: second moments off by {100 * s.rms_deviation:.1f} % (Monte Carlo error "
                 f"{100 * s.rms_monte_carlo_error:.1f} %), excess kurtosis {s.excess_kurtosis:.2f}."
             )
 

@@ -124,6 +124,7 @@ FLAGS = {
         **DATA,
         "path": RUN["path"],
         "models": usually("residual_cnn_gp", "random", "a,b"),
+        "pool": usually("none", "2"),
         "widths": usually("3", "2,x", "1000000"),
         "draws": usually("4", "1"),
         "wide_draws": usually("3"),

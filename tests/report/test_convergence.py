@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cnn_gp import DeepKernel, ExReLU
+from cnn_gp import DeepKernel, ExReLU, build_kernel, load
 from cnn_gp.errors import UserError
 from cnn_gp.report import convergence
 from cnn_gp.report.convergence import Plan, Samples, summary
@@ -150,3 +150,19 @@ def test_the_script(tmp_path):
     refused(script("plot_convergence", *flags, "--n_images=6"), "holds other samples")
     refused(script("plot_convergence", f"--path={tmp_path}", "--widths=3,x"), "--widths is 3,x")
     refused(script("plot_convergence", f"--path={tmp_path}", "--models=random"), "--models has 'random'")
+    refused(script("plot_convergence", f"--path={tmp_path}", "--pool=big"), "--pool is 'big'; expected none, global")
+
+
+def test_a_pooled_network_beside_its_limit(tmp_path):
+    flags = [f"--path={tmp_path}", "--models=convnet_gp", "--pool=2", "--widths=4", "--draws=20", "--n_images=4"]
+    process = script("plot_convergence", *flags)
+    assert process.status == 0, process.stderr
+    assert "convnet_gp_pool_2, width 4: second moments off by" in process.stdout
+    record = json.loads((tmp_path / "convnet_gp_pool_2.json").read_text())
+    kernel = build_kernel("convnet_gp", [1, 8, 8], pool=2)
+    assert record["kernel"] == kernel.describe() != build_kernel("convnet_gp", [1, 8, 8]).describe()
+    # The networks are pooled too: with the variance at the first image goes the limit that it is relative to.
+    X = load("digits", N_train=4, N_vali=1, N_test=1).X
+    f = kernel.network.finite(4, [1, 8, 8], draws=20)(X[:1]).numpy().ravel().astype(np.float64)
+    expected = np.mean(f**2) / float(kernel(X[:1].astype(np.float64))[0, 0])
+    assert record["widths"][0]["variance"] == pytest.approx(expected, rel=1e-3)
