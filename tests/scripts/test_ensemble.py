@@ -101,7 +101,11 @@ def test_runs_that_do_not_belong_together(workdir, tmp_path, flags, said):
 
 
 def test_the_other_run_has_to_be_complete(workdir, tmp_path):
+    """But a result that is there stays so without its tiles."""
     for name in ("seed_15", "seed_15_ntk"):
         shutil.copytree(workdir / name, tmp_path / name)
+    flags = [*NTK, f"--path={tmp_path}", "--ensemble"]
+    assert script("classify_gp", *flags).status == 0
     (tmp_path / "seed_15" / "Kxx_0000.h5").unlink()
-    refused(script("classify_gp", *NTK, f"--path={tmp_path}", "--ensemble"), "The run seed_15 in ")
+    assert "is there already" in script("classify_gp", *flags).stdout
+    refused(script("classify_gp", *flags, "--overwrite"), "The run seed_15 in ")
