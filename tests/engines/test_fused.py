@@ -1,11 +1,13 @@
 """The fused engine against the float64 kernel, and the same bits however the images are cut into micro-tiles."""
 
+import json
 import math
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,14 @@ import pytest
 from numba import njit
 
 from cnn_gp import (
+    AvgPool,
     ChannelMix,
     Conv,
     DeepKernel,
     Dense,
     ExErf,
     ExReLU,
+    GlobalAvgPool,
     NNGPKernel,
     NTKKernel,
     ResnetKernel,
@@ -34,7 +38,7 @@ from cnn_gp.engines.fused.program import OPERATIONS
 from cnn_gp.engines.fused.simd import WIDTH, load, splat, store
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels.architectures import build_kernel
-from cnn_gp.kernels.layers import Layer
+from cnn_gp.kernels.layer import Layer, layer_from_description
 from helpers.small_runs import job_of
 
 KERNELS = {
@@ -67,6 +71,34 @@ KERNELS = {
     "a readout alone": (NNGPKernel(Sequential(Dense(2.0, 0.5)), [2, 4, 4]), 3e-7),
 }
 
+
+def conv(size=3, stride=1, padding="SAME"):
+    return Conv(size, stride, padding, 1.8, 0.1, divide_by_patch=True)
+
+
+POOLED = {
+    "pool of the image": (Sequential(GlobalAvgPool()), [2, 3, 4]),
+    "pool over one axis": (Sequential(conv(), ExReLU(), AvgPool(4, 3, "SAME"), Dense(1.2, 0.1)), [3, 9]),
+    "pool": (Sequential(conv(), ExReLU(), conv(4), ExReLU(), AvgPool(3, 1, "SAME"), Dense(1.2, 0.1)), [2, 6, 5]),
+    "pool of a strided map, layers after": (
+        Sequential(conv(2, 2), ExReLU(), conv(3, 1, "VALID"), ExReLU(), AvgPool((2, 3)), Dense(), ExReLU(), Dense()),
+        [1, 13, 12],
+    ),
+    "pool, erf": (Sequential(conv(), ExErf(), conv(), ExErf(), AvgPool(3, 2), Dense(), ExErf(), Dense()), [1, 7, 7]),
+    "pool, residual": (
+        Sequential(
+            conv(),
+            Sum(Sequential(), Sequential(ExReLU(), conv(3, 1, "FIXED"), ChannelMix())),
+            Sum(Sequential(conv(3, 2, "FIXED"), ExReLU()), Sequential(ExReLU(), conv(1, 2))),
+            ExReLU(),
+            GlobalAvgPool(),
+            ExReLU(),
+            Dense(1.2, 0.1),
+        ),
+        [1, 8, 8],
+    ),
+}
+KERNELS |= {name: (NNGPKernel(network, shape), 2e-6) for name, (network, shape) in POOLED.items()}
 KERNELS |= {
     f"{name}, ntk": (NTKKernel(kernel.network, kernel.input_shape), 3e-6)
     for name, (kernel, _) in KERNELS.items()
@@ -135,7 +167,44 @@ def test_the_ntk_of_a_layer_that_is_read_twice():
     np.testing.assert_allclose(FusedEngine(lower(kernel)).matrix(X), kernel(X.astype(np.float64)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet", "erf", "step", "resnet, ntk", "erf, ntk"])
+STORED = Path(__file__).parents[1] / "golden" / "pooling_ntk"
+MANIFEST = json.loads((STORED / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+@pytest.mark.parametrize(("kind", "cls"), [("nngp", NNGPKernel), ("ntk", NTKKernel)])
+def test_neural_tangents_values(name, kind, cls):
+    """Of every network with at most one pool, before its readout; the others are refused."""
+    kernel = cls(layer_from_description(MANIFEST[name]["network"]), MANIFEST[name]["input_shape"])
+    try:
+        engine = FusedEngine(lower(kernel))
+    except NotLowered as error:
+        assert "no pool before another layer of a map" in error.reason
+        return
+    stored = np.load(STORED / f"{name}.npz")
+    X, X2 = stored["X"].astype(np.float32), stored["X2"].astype(np.float32)
+    # Measured: 1.9e-7, at the fully connected network of 3 layers.
+    np.testing.assert_allclose(engine.matrix(X, X2), stored[f"{kind}_XX2"], rtol=5e-7)
+    np.testing.assert_allclose(engine.matrix(X), stored[f"{kind}_XX"], rtol=5e-7)
+
+
+def test_the_same_working_memory_for_any_pool():
+    trunk, held = [conv(), ExReLU(), conv(), ExReLU()], []
+    for size in (2, 9):
+        kernel = NNGPKernel(Sequential(*trunk, AvgPool(size, 1, "SAME"), Dense()), [1, 9, 9])
+        engine, X = FusedEngine(lower(kernel), n_threads=1), images(kernel, 100)
+        engine.matrix(X)
+        tracemalloc.start()
+        engine.matrix(X)
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # 9 displacements and 289.
+    assert held[1] < 1.1 * held[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet", "erf", "step", "resnet, ntk", "erf, ntk", "pool, erf", "pool, residual, ntk"]
+)
 def test_the_same_bits_for_any_threads_and_places(name, monkeypatch):
     kernel, _ = KERNELS[name]
     X = images(kernel, 150)
@@ -250,6 +319,10 @@ def test_overflow_is_not_hidden_and_the_layer_is_named():
     tangents = FusedEngine(lower(NTKKernel(Sequential(*layers, Dense()), [1, 4, 4])))
     assert not np.isfinite(tangents.matrix(X)).any()
     assert tangents.first_non_finite(X[0], X[1]) == "layers[10] (Conv)"
+    layers = [conv(), ExReLU(), AvgPool(2), Dense(), ExReLU(), Dense(1e30), Dense(1e30)]
+    pooled = FusedEngine(lower(NNGPKernel(Sequential(*layers), [1, 4, 4])))
+    assert not np.isfinite(pooled.matrix(X)).any()
+    assert pooled.first_non_finite(X[0], X[1]) == "layers[6] (Dense)"
     good = FusedEngine(lower(KERNELS["resnet"][0]))
     X = np.ones((2, 100), np.float32)
     assert good.first_non_finite(X[0], X[1]) == "the merged program only"
@@ -270,6 +343,17 @@ class Unheard(Layer):
     ("kernel", "options", "said"),
     [
         (NNGPKernel(Sequential(Sum(Unheard()), Dense()), [4]), {}, r"layers\[0\].branches\[0\] \(Unheard\)"),
+        (NNGPKernel(Sequential(Sum(AvgPool(2)), Dense()), [1, 4, 4]), {}, r"no pool in a branch of a sum: layers\[0\]"),
+        (
+            NNGPKernel(Sequential(ExReLU(), AvgPool(2), Conv(1), Dense()), [1, 4, 4]),
+            {},
+            r"no pool before another layer of a map: layers\[1\] \(AvgPool\)",
+        ),
+        (
+            NTKKernel(Sequential(Sum(Conv(1, 2), Conv(5, 1, "VALID")), GlobalAvgPool()), [1, 8, 8]),
+            {},
+            r"equal strides in the branches of a sum before a pool: layers\[1\] \(GlobalAvgPool\)",
+        ),
         (DeepKernel([1, 3, 3, 3], [3], ExReLU()), {}, "up to 2 spatial axes, and these have 3"),
         (KERNELS["erf"][0], {"float_type": "float64"}, "in float32, not in float64"),
         (KERNELS["erf"][0], {"n_gpus": 1}, "--n_gpus is 1"),
@@ -316,6 +400,14 @@ def test_progress_counts_every_entry_once():
     counted.clear()
     engine.matrix(X, X[:70], progress=counted.append)
     assert sum(counted) == 600 * 70
+
+
+def test_progress_moves_with_each_displacement():
+    kernel, _ = KERNELS["pool"]
+    counted: list[int] = []
+    FusedEngine(lower(kernel)).matrix(images(kernel, 20), progress=counted.append)
+    # 25 displacements, 2 groups of columns at most 16 wide.
+    assert sum(counted) == 20 * 21 // 2 and len(counted) >= 50 and max(counted) <= 10
 
 
 def test_an_error_in_a_thread_is_raised():
@@ -369,7 +461,7 @@ def test_lanes_are_not_reordered():
 
 def test_the_other_width_gives_the_same_bits(tmp_path):
     """With AVX-512: vectors of 8 in the machine code of a processor that has AVX2 only. Without: vectors of 16."""
-    kernels = [KERNELS[name][0] for name in ("resnet", "erf", "step", "resnet, ntk", "erf, ntk")]
+    kernels = [KERNELS[name][0] for name in ("resnet", "erf", "step", "resnet, ntk", "pool, erf, ntk")]
     (tmp_path / "programs").write_bytes(pickle.dumps([lower(kernel) for kernel in kernels]))
     X = [images(kernel, 70) for kernel in kernels]
     np.savez(tmp_path / "images.npz", *X)

@@ -18,7 +18,7 @@ from ..threads import each, n_cores
 from .cache import is_kept
 from .loops import covariances, variances
 from .microtile import PAIRS, POLYNOMIALS, ROWS, Side
-from .program import Code, Program
+from .program import Code, Compiled, Program
 from .simd import WIDTH
 
 if TYPE_CHECKING:
@@ -41,6 +41,42 @@ class _Memory(threading.local):
         self.deviations = _aligned(n_deviations * 2 * PAIRS)
 
 
+class _Code:
+    """A program's codes, and what is done with them in a thread's memory."""
+
+    def __init__(self, program: Program, *, merge: bool = True) -> None:
+        self.images = program.compiled(merge=merge)
+        self.head = None if program.head is None else program.head.compiled(merge=merge)
+        self.positions = max(part.positions for part in (self.images, self.head) if part is not None)
+        # A nonlinearity of the pooled pixel needs each image's own variance.
+        self.needs_pooled = program.head is not None and any(step.before for step in program.head.steps)
+
+    def n_displacements(self) -> int:
+        """How often the program of the images runs for a pair."""
+        return 1 if self.images.displaced is None else len(self.images.displaced)
+
+    def entries(self, memory: _Memory, down: Side, across: Side, done: Callable[[], None] | None = None) -> np.ndarray:
+        """
+        The kernel of a column of micro-tiles, [rows, WIDTH].
+
+        :param done: called after each displacement.
+        """
+        entries = self.pooled(memory, down, across, done)
+        if self.head is not None:
+            covariances(self.head.code, memory.work, down, across, POLYNOMIALS, entries)
+        return entries[0]
+
+    def pooled(self, memory: _Memory, down: Side, across: Side, done: Callable[[], None] | None = None) -> np.ndarray:
+        """The same before the head, [kernels, rows, WIDTH]."""
+        code, displaced = self.images.code, self.images.displaced
+        entries = np.zeros((code.kernels, len(down.pixels) * ROWS, WIDTH))
+        for one in [code] if displaced is None else displaced:
+            covariances(one, memory.work, down, across, POLYNOMIALS, entries)
+            if done is not None:
+                done()
+        return entries
+
+
 class _Prepared(NamedTuple):
     """Up to PAIRS images, padded to PAIRS, with their deviations, in ROWS groups of WIDTH images."""
 
@@ -49,17 +85,32 @@ class _Prepared(NamedTuple):
     deviations: np.ndarray
     """[ROWS, n_deviations, 2, WIDTH]: the memory's, good until it prepares the next images."""
     variances: np.ndarray
-    """[PAIRS]"""
+    """[PAIRS], or before a pool without meaning where they aren't asked for."""
 
     @classmethod
-    def of(cls, X: np.ndarray, code: Code, memory: _Memory) -> "_Prepared":
-        """Images [N, D]; where there are fewer than PAIRS, the last one is repeated."""
+    def of(cls, X: np.ndarray, code: _Code, memory: _Memory, *, diagonal: bool = False) -> "_Prepared":
+        """
+        Images [N, D]; where there are fewer than PAIRS, the last one is repeated.
+
+        :param diagonal: whether the variances are asked for; without a pool they come by the way.
+        """
+        n_groups = -(-len(X) // WIDTH)
         missing = PAIRS - len(X)
         X = np.concatenate([X, np.repeat(X[-1:], missing, axis=0)]) if missing else X
         pixels = np.ascontiguousarray(X.reshape(ROWS, WIDTH, -1).transpose(0, 2, 1))
-        result = np.empty(PAIRS, np.float32)
-        variances(code, memory.work, Side(pixels.reshape(-1), memory.deviations), POLYNOMIALS, result)
-        return cls(pixels, memory.deviations.reshape(ROWS, -1, 2, WIDTH), result)
+        result = np.zeros((code.images.code.kernels, PAIRS))
+        side = Side(pixels.reshape(-1), memory.deviations)
+        variances(code.images.code, memory.work, side, POLYNOMIALS, result)
+        prepared = cls(pixels, memory.deviations.reshape(ROWS, -1, 2, WIDTH), result[0])
+        if code.head is not None and (diagonal or code.needs_pooled):
+            # The covariances of each image with itself, so that they are the matrix's to the bit.
+            down, height = prepared.down(), WIDTH // ROWS
+            for group in range(n_groups):
+                rows = slice(group * height, (group + 1) * height)
+                own = code.pooled(memory, Side(down.pixels[rows], down.deviations[rows]), prepared.across(group))
+                result[:, group * WIDTH : (group + 1) * WIDTH] = own.diagonal(axis1=1, axis2=2)
+            variances(code.head.code, memory.work, side, POLYNOMIALS, result)
+        return prepared
 
     def across(self, group: int) -> Side:
         """A group of WIDTH images as a micro-tile's columns."""
@@ -91,9 +142,8 @@ class FusedEngine:
         self._program = program
         self.n_threads = n_threads or n_cores()
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="fused")
-        compiled = program.compiled()
-        self._code = compiled.code
-        self._memory = _Memory(compiled.positions, program.n_deviations)
+        self._code = _Code(program)
+        self._memory = _Memory(self._code.positions, program.n_deviations)
 
     @property
     def program(self) -> Program:
@@ -114,32 +164,46 @@ class FusedEngine:
         """The variances of the images, [N]."""
         X = self._checked(X)
         parts = each(
-            self._pool, lambda first: self._prepare(X[first : first + PAIRS]).variances, range(0, len(X), PAIRS)
+            self._pool,
+            lambda first: self._prepare(X[first : first + PAIRS], diagonal=True).variances,
+            range(0, len(X), PAIRS),
         )
-        return np.concatenate(parts)[: len(X)]
+        return np.concatenate(parts)[: len(X)].astype(np.float32)
 
     def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
         """For an error message: the layer in which the kernel of two images [D] first isn't finite."""
         # One step at a time, each value in a place of its own.
-        code, positions, layers = self._program.compiled(merge=False)
-        memory = _Memory(positions, self._program.n_deviations)
-        maps = memory.work.reshape(positions, PAIRS)
+        code = _Code(self._program, merge=False)
+        memory = _Memory(code.positions, self._program.n_deviations)
+        maps = memory.work.reshape(-1, PAIRS)
+        prepared = _Prepared.of(self._checked(np.stack([x, x2])), code, memory, diagonal=True)
+        down, across = prepared.down(), prepared.across(0)
+        images = Side(prepared.pixels.reshape(-1), memory.deviations)
 
-        def first_bad(run: Callable[[Code], object]) -> int:
-            for number, step in enumerate(code.steps):
-                run(code._replace(steps=code.steps[number : number + 1]))
+        def first_bad(part: Compiled, run: Callable[[Code], object]) -> int:
+            for number, step in enumerate(part.code.steps):
+                run(part.code._replace(steps=part.code.steps[number : number + 1]))
                 length = step["y"]["outputs"] * step["x"]["outputs"]
-                places = {step["target"], step["target"] + code.tangent}
+                places = {step["target"], step["target"] + part.code.tangent}
                 if not all(np.isfinite(maps[place:][:length]).all() for place in places):
                     return number
-            return len(layers)
+            return len(part.layers)
 
-        X = self._checked(np.stack([x, x2]))
-        found = first_bad(lambda code: _Prepared.of(X, code, memory))
-        images, entries = _Prepared.of(X, code, memory), np.empty((PAIRS, WIDTH), np.float32)
-        down, across = images.down(), images.across(0)
-        found = min(found, first_bad(lambda code: covariances(code, memory.work, down, across, POLYNOMIALS, entries)))
-        return [*layers, "the merged program only"][found]
+        def named(part: Compiled, own: np.ndarray, entries: np.ndarray) -> str:
+            """:param own, entries: what a head is given, else zeros."""
+            of_images = first_bad(part, lambda one: variances(one, memory.work, images, POLYNOMIALS, own.copy()))
+            of_pairs = first_bad(
+                part, lambda one: covariances(one, memory.work, down, across, POLYNOMIALS, entries.copy())
+            )
+            return [*part.layers, ""][min(of_images, of_pairs)]
+
+        given = code.pooled(memory, down, across)
+        own = np.zeros((len(given), PAIRS))
+        found = named(code.images, own, np.zeros_like(given))
+        if not found and code.head is not None:
+            own[:, :WIDTH] = given[:, :WIDTH].diagonal(axis1=1, axis2=2)
+            found = named(code.head, own, given)
+        return found or "the merged program only"
 
     def _checked(self, X: np.ndarray) -> np.ndarray:
         D = self._program.channels * self._program.size[0] * self._program.size[1]
@@ -149,9 +213,9 @@ class FusedEngine:
             raise UserError(f"The images have shape {X.shape}; expected [N, {D}], flattened channel first.")
         return X
 
-    def _prepare(self, X: np.ndarray) -> _Prepared:
+    def _prepare(self, X: np.ndarray, *, diagonal: bool = False) -> _Prepared:
         """In a thread, in its memory."""
-        return _Prepared.of(X, self._code, self._memory)
+        return _Prepared.of(X, self._code, self._memory, diagonal=diagonal)
 
     def _strip(
         self,
@@ -166,7 +230,7 @@ class FusedEngine:
         stop = min(start + STRIP, len(X))
 
         def prepare_rows(first: int) -> tuple[Side, np.ndarray]:
-            rows = self._prepare(X[first : min(first + PAIRS, stop)])
+            rows = self._prepare(X[first : min(first + PAIRS, stop)], diagonal=symmetric)
             return rows.down(), rows.variances
 
         sides, diagonals = zip(*each(self._pool, prepare_rows, range(start, stop, PAIRS)), strict=True)
@@ -176,19 +240,17 @@ class FusedEngine:
             first, top, end = task
             last = min(first + PAIRS, len(columns))
             prepared = self._prepare(columns[first:last])
-            for group, left in enumerate(range(first, last, WIDTH)):
-                right = min(left + WIDTH, last)
-                # Of a symmetric matrix only what isn't wholly below the diagonal.
-                bottom = min(end, right) if symmetric else end
-                if bottom <= top:
-                    continue
-                groups = slice((top - start) // ROWS, -(-(bottom - start) // ROWS))
-                down, across = Side(pixels[groups], deviations[groups]), prepared.across(group)
-                entries = np.empty((len(down.pixels) * ROWS, WIDTH), np.float32)
-                covariances(self._code, self._memory.work, down, across, POLYNOMIALS, entries)
+            # Of a symmetric matrix only what isn't wholly below the diagonal.
+            rights = [(left, min(left + WIDTH, last)) for left in range(first, last, WIDTH)]
+            groups = [(left, right, min(end, right) if symmetric else end) for left, right in rights]
+            groups = [group for group in groups if group[-1] > top]
+            n_entries = _n_entries(top, end, first, last, symmetric)
+            done = progress and _in_shares(progress, n_entries, len(groups) * self._code.n_displacements())
+            for left, right, bottom in groups:
+                rows = slice((top - start) // ROWS, -(-(bottom - start) // ROWS))
+                down, across = Side(pixels[rows], deviations[rows]), prepared.across((left - first) // WIDTH)
+                entries = self._code.entries(self._memory, down, across, done)
                 result[top:bottom, left:right] = entries[: bottom - top, : right - left]
-            if progress is not None:
-                progress(_n_entries(top, end, first, last, symmetric))
 
         firsts = range(start if symmetric else 0, len(columns), PAIRS)
         each(self._pool, pass_columns, _tasks(firsts, start, stop, self.n_threads))
@@ -211,6 +273,20 @@ def _tasks(firsts: range, start: int, stop: int, n_threads: int) -> Iterator[tup
         height = -(-(stop - start) // (pieces * ROWS)) * ROWS
         for top in range(start, stop, height):
             yield first, top, min(top + height, stop)
+
+
+def _in_shares(progress: "Progress", n_entries: int, n_calls: int) -> Callable[[], None]:
+    """What reports ``n_entries`` in all, in equal shares, when it is called ``n_calls`` times."""
+    calls = reported = 0
+
+    def done() -> None:
+        nonlocal calls, reported
+        calls += 1
+        share = n_entries * calls // n_calls - reported
+        reported += share
+        progress(share)
+
+    return done
 
 
 def _n_entries(start: int, stop: int, first: int, last: int, symmetric: bool) -> int:

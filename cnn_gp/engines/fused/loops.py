@@ -16,7 +16,7 @@ from numba import njit
 
 from .cache import kept
 from .microtile import PAIRS, ROWS, MicroTile, Side
-from .nonlinear import HALF, ONE, RELU, ZERO, nonlinear_row
+from .nonlinear import HALF, ONE, RELU, ZERO, nonlinear_row, place_across, place_down
 from .program import OPERATIONS
 from .simd import WIDTH, fma, get, load, splat, store
 from .windows import (
@@ -27,7 +27,9 @@ from .windows import (
     sum_along_y_tangent,
 )
 
-_INPUT, _CONV, _POINTWISE = (OPERATIONS[name] for name in ("input", "conv", "pointwise"))
+_INPUT, _CONV, _POINTWISE, _POOL, _GIVEN = (
+    OPERATIONS[name] for name in ("input", "conv", "pointwise", "pool", "given")
+)
 
 
 @njit
@@ -66,22 +68,25 @@ def _clear_row(work, target, n):
 def _input(tile, step, channels):
     """The mean over channels of the products of pixels."""
     work, down, across = tile.work, tile.down.pixels, tile.across.pixels
-    target, n, scale = step.target, step.y.outputs * step.x.outputs, splat(ONE / np.float32(channels))
-    for p in range(n):
-        for row in range(ROWS):
-            total = splat(ZERO)
-            for channel in range(channels):
-                k = channel * n + p
-                if tile.group > 0:
-                    x2 = load(across, (row * channels * n + k) * WIDTH)
-                    x1 = x2
-                else:
-                    x2 = load(across, k * WIDTH)
-                    x1 = splat(get(down, k * ROWS + row))
-                total = fma(x1, x2, total)
-            store(work, ((target + p) * ROWS + row) * WIDTH, scale * total)
-    if tile.tangent > 0:
-        _clear_row(work, target + tile.tangent, n)
+    n, scale = step.x.outputs, splat(ONE / np.float32(channels))
+    pixels = len(across) // (channels * (PAIRS if tile.group > 0 else WIDTH))
+    for y in range(step.y.outputs):
+        target, d1, d2 = step.target + y * n, place_down(step.before, y), place_across(step.before, y)
+        for p in range(n):
+            for row in range(ROWS):
+                total = splat(ZERO)
+                for channel in range(channels):
+                    k = channel * pixels + p
+                    if tile.group > 0:
+                        x2 = load(across, (row * channels * pixels + k + d2) * WIDTH)
+                        x1 = x2
+                    else:
+                        x2 = load(across, (k + d2) * WIDTH)
+                        x1 = splat(get(down, (k + d1) * ROWS + row))
+                    total = fma(x1, x2, total)
+                store(work, ((target + p) * ROWS + row) * WIDTH, scale * total)
+        if tile.tangent > 0:
+            _clear_row(work, target + tile.tangent, n)
 
 
 @njit
@@ -91,7 +96,7 @@ def _pointwise(tile, step, row_buffer):
         row, out = step.source + y * n, step.target + y * n
         if step.before.function > 0:
             value = row_buffer if step.addend >= 0 else out
-            nonlinear_row(tile, step.before, y * n, value, row, n)
+            nonlinear_row(tile, step.before, y, value, row, n)
             row = value
         if step.mixed > 0:
             value = row_buffer if step.addend >= 0 else out
@@ -119,20 +124,20 @@ def _convolution(tile, step, row_buffer, ring):
         elif padded % stride < size:
             row = step.source + y * n_in
             if step.before.function > 0:
-                nonlinear_row(tile, step.before, y * n_in, row_buffer, row, n_in)
+                nonlinear_row(tile, step.before, y, row_buffer, row, n_in)
                 row = row_buffer
             sum_along_x(step.x.size, work, slot, row, step.x)
             if tangent > 0:
                 sum_along_x(step.x.size, work, slot + tangent, row + tangent, step.x)
         if padded >= size - 1 and (padded - size + 1) % stride == 0:
-            first = (padded - size + 1) // stride * n_out
-            target = step.target + first
-            addend = step.addend + first if step.addend >= 0 else -1
+            y_out = (padded - size + 1) // stride
+            target = step.target + y_out * n_out
+            addend = step.addend + y_out * n_out if step.addend >= 0 else -1
             if step.after.function == RELU and tile.group == 0:
                 if tangent > 0:
-                    sum_along_y_relu_tangent(size, tile, target, ring, addend, step, first)
+                    sum_along_y_relu_tangent(size, tile, target, ring, addend, step, y_out)
                 else:
-                    sum_along_y_relu(size, tile, target, ring, addend, step, first)
+                    sum_along_y_relu(size, tile, target, ring, addend, step, y_out)
                 continue
             apart = (step.after.function > 0 or step.mixed > 0) and addend >= 0
             out, added = (row_buffer, -1) if apart else (target, addend)
@@ -141,7 +146,7 @@ def _convolution(tile, step, row_buffer, ring):
             else:
                 sum_along_y(size, tile, out, ring, added, step)
             if step.after.function > 0:
-                nonlinear_row(tile, step.after, first, out, out, n_out)
+                nonlinear_row(tile, step.after, y_out, out, out, n_out)
             if step.mixed > 0:
                 _mix_row(tile, out, out, n_out)
             if apart:
@@ -160,26 +165,51 @@ def _add_sum(work, target, source, n):
 
 
 @njit
-def _mean(tile, step, row_buffer, total_buffer):
+def _add_weighted_sum(work, target, source, n, weights, weight):
+    """The same with weights along the row, and one for the row."""
+    for row in range(ROWS):
+        total = splat(ZERO)
+        for x in range(n):
+            total = fma(splat(get(weights, x)), load(work, ((source + x) * ROWS + row) * WIDTH), total)
+        k = (target * ROWS + row) * WIDTH
+        store(work, k, fma(splat(weight), total, load(work, k)))
+
+
+@njit
+def _mean(tile, step, row_buffer, total_buffer, weights):
+    """
+    The mean of a map, or for a pool the weighted sum.
+
+    :param weights: a pool's: of the map's rows, then of its columns.
+    """
     work, n, tangent = tile.work, step.x.inputs, tile.tangent
     _clear_row(work, total_buffer, 1)
     _clear_row(work, total_buffer + tangent, 1)
-    for y in range(step.y.inputs):
+    rows, pools = step.y.inputs, step.operation == _POOL
+    for y in range(rows):
         at = step.source + y * n
         if step.before.function > 0:
-            nonlinear_row(tile, step.before, y * n, row_buffer, at, n)
+            nonlinear_row(tile, step.before, y, row_buffer, at, n)
             at = row_buffer
-        _add_sum(work, total_buffer, at, n)
+        if pools:
+            _add_weighted_sum(work, total_buffer, at, n, weights[rows:], weights[y])
+        else:
+            _add_sum(work, total_buffer, at, n)
         if tangent > 0:
-            _add_sum(work, total_buffer + tangent, at + tangent, n)
-    scale, bias = splat(step.scale / np.float32(step.y.inputs * n)), splat(step.bias)
+            if pools:
+                _add_weighted_sum(work, total_buffer + tangent, at + tangent, n, weights[rows:], weights[y])
+            else:
+                _add_sum(work, total_buffer + tangent, at + tangent, n)
+    scale = splat(step.scale if pools else step.scale / np.float32(rows * n))
+    bias = splat(step.bias)
     for row in range(ROWS):
         total = load(work, (total_buffer * ROWS + row) * WIDTH)
         value = fma(scale, total, bias)
         store(work, (step.target * ROWS + row) * WIDTH, value)
         if tangent > 0:
             total = load(work, ((total_buffer + tangent) * ROWS + row) * WIDTH)
-            store(work, ((step.target + tangent) * ROWS + row) * WIDTH, fma(scale, total, value))
+            own = value if step.trained > 0 else splat(ZERO)
+            store(work, ((step.target + tangent) * ROWS + row) * WIDTH, fma(scale, total, own))
 
 
 @njit
@@ -193,20 +223,26 @@ def _run(code, tile):
             _pointwise(tile, step, code.row)
         elif step.operation == _CONV:
             _convolution(tile, step, code.row, code.ring)
-        else:
-            _mean(tile, step, code.row, code.ring)
+        elif step.operation != _GIVEN:
+            _mean(tile, step, code.row, code.ring, code.weights)
 
 
 @kept
 def variances(code, work, images, polynomials, out):
     """
-    The variances of PAIRS images into ``out`` [PAIRS], and their deviations.
+    The variances of PAIRS images into ``out`` [kernels, PAIRS], float64, and their deviations.
 
     :param images: a Side of ROWS groups, one after the other; its deviations are written.
+    :param out: for a code that begins with given variances: these.
     """
+    if code.given >= 0:
+        for i in range(len(out)):
+            for image in range(PAIRS):
+                work[(code.given + i * code.tangent) * PAIRS + image] = out[i, image]
     _run(code, MicroTile(work, images, images, len(images.deviations) // ROWS, code.tangent, polynomials))
-    for image in range(PAIRS):
-        out[image] = work[code.result * PAIRS + image]
+    for i in range(code.kernels):
+        for image in range(PAIRS):
+            out[i, image] = work[(code.result + i * code.tangent) * PAIRS + image]
 
 
 @kept
@@ -216,11 +252,22 @@ def covariances(code, work, down, across, polynomials, out):
 
     :param down: a Side whose arrays have a row for each group of ROWS images.
     :param across: the Side of the WIDTH images.
-    :param out: [groups * ROWS, WIDTH], written.
+    :param out: [kernels, groups * ROWS, WIDTH], float64: they are added to it. A code that begins with given
+        covariances takes them from there and writes over them.
     """
     for group in range(len(down.pixels)):
+        first = group * ROWS
+        if code.given >= 0:
+            for i in range(len(out)):
+                for row in range(ROWS):
+                    k = ((code.given + i * code.tangent) * ROWS + row) * WIDTH
+                    for column in range(WIDTH):
+                        work[k + column] = out[i, first + row, column]
+                        out[i, first + row, column] = 0
         rows = Side(down.pixels[group], down.deviations[group])
         _run(code, MicroTile(work, rows, across, 0, code.tangent, polynomials))
-        for row in range(ROWS):
-            for column in range(WIDTH):
-                out[group * ROWS + row, column] = work[(code.result * ROWS + row) * WIDTH + column]
+        for i in range(code.kernels):
+            for row in range(ROWS):
+                k = ((code.result + i * code.tangent) * ROWS + row) * WIDTH
+                for column in range(WIDTH):
+                    out[i, first + row, column] += work[k + column]

@@ -6,16 +6,19 @@ The hyperparameters are read from the kernel once; a program doesn't change when
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 from ...errors import UserError
 from ...kernels.geometry import Window
 from ...kernels.layers import (
+    AvgPool,
     ChannelMix,
     Conv,
     Dense,
     ExErf,
     ExReLU,
+    GlobalAvgPool,
     Layer,
     Positions,
     Sequential,
@@ -24,6 +27,7 @@ from ...kernels.layers import (
 from ...kernels.network_kernel import NetworkKernel
 from ...kernels.nngp import NNGPKernel
 from ...kernels.ntk import NTKKernel
+from .displaced import Pool, UnequalStrides, strides_to_the_end
 from .program import Function, Nonlinear, Program, Size, Step
 
 
@@ -42,10 +46,10 @@ class NotLowered(UserError):
 class _Writer:
     """Collects steps, each with the place in the network that it comes from."""
 
-    def __init__(self, ntk: bool) -> None:
+    def __init__(self, ntk: bool, n_deviations: int = 0) -> None:
         self.ntk = ntk
         self.steps: list[Step] = []
-        self.n_deviations = 0
+        self.n_deviations = n_deviations
 
     def write(self, step: Step) -> int:
         """Add a step. :return: its value's number."""
@@ -64,17 +68,65 @@ def lower(kernel: NetworkKernel) -> Program:
     """
     The program of a kernel.
 
-    :raises NotLowered: where a layer isn't one of those below, or the images have more than two spatial axes.
+    :raises NotLowered: where a layer isn't one of those below, the images have more than two spatial axes, or a pool
+        isn't the last layer of a map.
     """
     if not isinstance(kernel, (NNGPKernel, NTKKernel)):
         raise NotLowered(f"The fused engine has no {type(kernel).__name__}")
-    channels, *positions = kernel.input_shape
+    channels, *axes = kernel.input_shape
+    positions = tuple(axes)
     if len(positions) > 2:
         raise NotLowered(f"The fused engine computes maps with up to 2 spatial axes, and these have {len(positions)}")
     writer = _Writer(isinstance(kernel, NTKKernel))
-    image = writer.write(Step("input", _size(tuple(positions)), layer="the images"))
-    _lower(kernel.network, writer, image, tuple(positions), "")
-    return Program(channels, _size(tuple(positions)), writer.steps, max(1, writer.n_deviations), writer.ntk)
+    image = writer.write(Step("input", _size(positions), layer="the images"))
+    program = Program(channels, _size(positions), writer.steps, ntk=writer.ntk)
+    layers = list(_in_order(kernel.network, ""))
+    pools = [i for i, (layer, _) in enumerate(layers) if isinstance(layer, (AvgPool, GlobalAvgPool))]
+    n_before = pools[0] if pools else len(layers)
+    value, positions = _lower_all(layers[:n_before], writer, image, positions)
+    if not pools:
+        return replace(program, n_deviations=max(1, writer.n_deviations))
+    pool, path = layers[n_before]
+    assert isinstance(pool, (AvgPool, GlobalAvgPool))
+    after = [layer for layer, _ in layers[n_before + 1 :]]
+    if len(pools) > 1 or not (isinstance(pool, GlobalAvgPool) or (after and isinstance(after[0], Dense))):
+        raise NotLowered(f"The fused engine has no pool before another layer of a map: {_named(pool, path)}")
+    one = Window(1, 1, 1, 1, 0)
+    y, x = (one, one, *pool.windows(positions))[-2:]
+    averaged = Pool(y, x)
+    layer = _named(pool, path)
+    writer.write(Step("pool", (1, 1), source=value, scale=averaged.scale, trained=False, layer=layer))
+    try:
+        strides_to_the_end(dict(enumerate(writer.steps)))
+    except UnequalStrides:
+        raise NotLowered(
+            f"The fused engine needs equal strides in the branches of a sum before a pool: {layer}"
+        ) from None
+    head = _Writer(writer.ntk, writer.n_deviations)
+    given = head.write(Step("given", (1, 1), layer=layer))
+    _lower_all(layers[n_before + 1 :], head, given, ())
+    n_deviations = max(1, head.n_deviations)
+    of_one_pixel = Program(1, (1, 1), head.steps, n_deviations, writer.ntk)
+    return replace(program, n_deviations=n_deviations, pool=averaged, head=of_one_pixel)
+
+
+def _in_order(layer: Layer, path: str) -> Iterator[tuple[Layer, str]]:
+    """The layers one after another, each with its place in the network."""
+    if not isinstance(layer, Sequential):
+        yield layer, path
+        return
+    for i, child in enumerate(layer.layers):
+        yield from _in_order(child, f"{path}.layers[{i}]".lstrip("."))
+
+
+def _lower_all(
+    layers: list[tuple[Layer, str]], writer: _Writer, value: int, positions: Positions
+) -> tuple[int, Positions]:
+    """:return: the last value, and its map."""
+    for layer, path in layers:
+        value = _lower(layer, writer, value, positions, path)
+        positions = layer.output_positions(positions)
+    return value, positions
 
 
 def _size(positions: Positions) -> Size:
@@ -93,10 +145,7 @@ def _named(layer: Layer, path: str) -> str:
 
 @_lower.register
 def _(layer: Sequential, writer: _Writer, value: int, positions: Positions, path: str) -> int:
-    for i, child in enumerate(layer.layers):
-        value = _lower(child, writer, value, positions, f"{path}.layers[{i}]".lstrip("."))
-        positions = child.output_positions(positions)
-    return value
+    return _lower_all(list(_in_order(layer, path)), writer, value, positions)[0]
 
 
 @_lower.register
@@ -110,6 +159,12 @@ def _(layer: Sum, writer: _Writer, value: int, positions: Positions, path: str) 
         size = writer.steps[term].size
         total = writer.write(Step("pointwise", size, source=term, addend=total, layer=_named(layer, path)))
     return total
+
+
+@_lower.register(AvgPool)
+@_lower.register(GlobalAvgPool)
+def _(layer: Layer, writer: _Writer, value: int, positions: Positions, path: str) -> int:
+    raise NotLowered(f"The fused engine has no pool in a branch of a sum: {_named(layer, path)}")
 
 
 @_lower.register

@@ -40,6 +40,18 @@ RELU, STEP, ERF = (FUNCTIONS[name] for name in ("relu", "step", "erf"))
 
 
 @njit(forceinline=True)
+def place_down(place, y):
+    """Where the deviations of a row of a map begin on the micro-tile's side down."""
+    return place.down + y * place.width
+
+
+@njit(forceinline=True)
+def place_across(place, y):
+    """The same across: at a displacement another place of the images."""
+    return place.across + y * place.width
+
+
+@njit(forceinline=True)
 def coefficients(polynomial):
     """The ReLU's, in a vector each: in registers, not loaded again for every pair."""
     return (
@@ -123,30 +135,30 @@ def _erf_slope(c, v1, v2, zero):
 
 
 @njit
-def _relu_row(tile, place, first, target, source, n):
+def _relu_row(tile, place, y, target, source, n):
     work, down, across = tile.work, tile.down.deviations, tile.across.deviations
     q = coefficients(tile.polynomials.relu)
     # A zero that the compiler can't see through keeps the maximum one instruction.
     zero = splat(place.factor - place.factor)
-    d = place.deviations + first
+    d1, d2 = place_down(place, y), place_across(place, y)
     for p in range(n):
-        s2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        s2, r2 = load(across, (d2 + p) * 2 * WIDTH), load(across, ((d2 + p) * 2 + 1) * WIDTH)
         for row in range(ROWS):
-            k = ((d + p) * ROWS + row) * 2
+            k = ((d1 + p) * ROWS + row) * 2
             ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
             c = load(work, ((source + p) * ROWS + row) * WIDTH)
             store(work, ((target + p) * ROWS + row) * WIDTH, relu(c, ss, rr, zero, q))
 
 
 @njit
-def _step_row(tile, place, first, target, source, n):
+def _step_row(tile, place, y, target, source, n):
     work, down, across, polynomial = tile.work, tile.down.deviations, tile.across.deviations, tile.polynomials.step
-    factor, d = place.factor, place.deviations + first
+    factor, d1, d2 = place.factor, place_down(place, y), place_across(place, y)
     half, zero, constant = splat(HALF), splat(ZERO), splat(HALF * factor)
     for p in range(n):
-        v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        v2, r2 = load(across, (d2 + p) * 2 * WIDTH), load(across, ((d2 + p) * 2 + 1) * WIDTH)
         for row in range(ROWS):
-            k = ((d + p) * ROWS + row) * 2
+            k = ((d1 + p) * ROWS + row) * 2
             v1, rr = splat(get(down, k)), splat(get(down, k + 1)) * r2
             c = load(work, ((source + p) * ROWS + row) * WIDTH)
             h = larger(fma(negative(absolute(c)), half * rr, half), zero)
@@ -160,29 +172,29 @@ def _step_row(tile, place, first, target, source, n):
 
 
 @njit
-def _erf_row(tile, place, first, target, source, n):
+def _erf_row(tile, place, y, target, source, n):
     work, down, across, polynomial = tile.work, tile.down.deviations, tile.across.deviations, tile.polynomials.erf
-    d, zero = place.deviations + first, splat(ZERO)
+    d1, d2, zero = place_down(place, y), place_across(place, y), splat(ZERO)
     for p in range(n):
-        r2 = load(across, ((d + p) * 2 + 1) * WIDTH)
+        r2 = load(across, ((d2 + p) * 2 + 1) * WIDTH)
         for row in range(ROWS):
-            rr = splat(get(down, ((d + p) * ROWS + row) * 2 + 1)) * r2
+            rr = splat(get(down, ((d1 + p) * ROWS + row) * 2 + 1)) * r2
             c = load(work, ((source + p) * ROWS + row) * WIDTH)
             store(work, ((target + p) * ROWS + row) * WIDTH, _erf(c, rr, zero, polynomial))
 
 
 @njit
-def _relu_tangent_row(tile, place, first, target, source, n):
+def _relu_tangent_row(tile, place, y, target, source, n):
     """The ReLU of covariances, and tangents times the expectation of its derivatives."""
     work, down, across, tangent = tile.work, tile.down.deviations, tile.across.deviations, tile.tangent * PAIRS
     q, slope = coefficients(tile.polynomials.relu), slope_coefficients(tile.polynomials.relu_slope)
     zero, one = splat(place.factor - place.factor), splat(ONE)
-    d = place.deviations + first
+    d1, d2 = place_down(place, y), place_across(place, y)
     for p in range(n):
-        v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        v2, r2 = load(across, (d2 + p) * 2 * WIDTH), load(across, ((d2 + p) * 2 + 1) * WIDTH)
         s2 = v2 * r2
         for row in range(ROWS):
-            k = ((d + p) * ROWS + row) * 2
+            k = ((d1 + p) * ROWS + row) * 2
             v1, r1 = splat(get(down, k)), splat(get(down, k + 1))
             at, to = ((source + p) * ROWS + row) * WIDTH, ((target + p) * ROWS + row) * WIDTH
             c, t = relu_tangent(load(work, at), load(work, at + tangent), v1, r1, v2, r2, s2, zero, one, q, slope)
@@ -191,14 +203,15 @@ def _relu_tangent_row(tile, place, first, target, source, n):
 
 
 @njit
-def _erf_tangent_row(tile, place, first, target, source, n):
+def _erf_tangent_row(tile, place, y, target, source, n):
     """The same for the erf."""
     work, down, across, polynomial = tile.work, tile.down.deviations, tile.across.deviations, tile.polynomials.erf
-    d, zero, tangent = place.deviations + first, splat(ZERO), tile.tangent * PAIRS
+    d1, d2 = place_down(place, y), place_across(place, y)
+    zero, tangent = splat(ZERO), tile.tangent * PAIRS
     for p in range(n):
-        v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+        v2, r2 = load(across, (d2 + p) * 2 * WIDTH), load(across, ((d2 + p) * 2 + 1) * WIDTH)
         for row in range(ROWS):
-            k = ((d + p) * ROWS + row) * 2
+            k = ((d1 + p) * ROWS + row) * 2
             v1, rr = splat(get(down, k)), splat(get(down, k + 1)) * r2
             at, to = ((source + p) * ROWS + row) * WIDTH, ((target + p) * ROWS + row) * WIDTH
             c = load(work, at)
@@ -207,10 +220,10 @@ def _erf_tangent_row(tile, place, first, target, source, n):
 
 
 @njit
-def _variance_row(tile, place, first, target, source, n):
+def _variance_row(tile, place, y, target, source, n):
     """The nonlinearity of variances (the ReLU's twice); each group's deviations are written on the way."""
     work, deviations, polynomial, group = tile.work, tile.across.deviations, tile.polynomials.erf, tile.group
-    function, factor, d = place.function, place.factor, place.deviations + first
+    function, factor, d = place.function, place.factor, place_across(place, y)
     one, zero, tangent = splat(ONE), splat(ZERO), tile.tangent * PAIRS
     keeps_variance = tangent > 0
     for p in range(n):
@@ -236,23 +249,23 @@ def _variance_row(tile, place, first, target, source, n):
 
 
 @njit
-def nonlinear_row(tile, place, first, target, source, n):
+def nonlinear_row(tile, place, y, target, source, n):
     """
     Put a row of ``n`` positions through a nonlinearity; the ReLU leaves its factor / 2 to who reads the value.
 
     :param place: a record NONLINEAR: the nonlinearity, and where its deviations begin.
-    :param first: the number of the row's first position in its map.
+    :param y: the number of the row in its map.
     """
     if tile.group > 0:
-        _variance_row(tile, place, first, target, source, n)
+        _variance_row(tile, place, y, target, source, n)
     elif tile.tangent > 0:
         if place.function == RELU:
-            _relu_tangent_row(tile, place, first, target, source, n)
+            _relu_tangent_row(tile, place, y, target, source, n)
         else:
-            _erf_tangent_row(tile, place, first, target, source, n)
+            _erf_tangent_row(tile, place, y, target, source, n)
     elif place.function == RELU:
-        _relu_row(tile, place, first, target, source, n)
+        _relu_row(tile, place, y, target, source, n)
     elif place.function == STEP:
-        _step_row(tile, place, first, target, source, n)
+        _step_row(tile, place, y, target, source, n)
     else:
-        _erf_row(tile, place, first, target, source, n)
+        _erf_row(tile, place, y, target, source, n)

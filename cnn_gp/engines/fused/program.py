@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ...kernels.geometry import Window
+from .displaced import Displaced, Pool
 
 Function = Literal["relu", "step", "erf"]
 
@@ -20,11 +21,18 @@ Function = Literal["relu", "step", "erf"]
 FUNCTIONS: dict[Function, int] = {"relu": 1, "step": 2, "erf": 3}
 
 #: The interpreter's numbers for the operations.
-OPERATIONS = {"input": 0, "conv": 1, "pointwise": 2, "mean": 3}
+OPERATIONS = {"input": 0, "conv": 1, "pointwise": 2, "mean": 3, "pool": 4, "given": 5}
+
+#: Those that multiply what they read by a number.
+_SCALING = ("conv", "mean", "pool")
 
 WINDOW = np.dtype([(name, np.int64) for name in Window._fields])
 
-NONLINEAR = np.dtype([("function", np.int64), ("deviations", np.int64), ("factor", np.float32)], align=True)
+#: A nonlinearity (function 0: none) at a map: where the map's deviations begin on the two sides of a micro-tile, and
+#: how long its rows are there.
+NONLINEAR = np.dtype(
+    [*((name, np.int64) for name in ("function", "down", "across", "width")), ("factor", np.float32)], align=True
+)
 
 #: A record of the interpreter's table; places are counted in positions of a map, and -1 is none.
 STEP = np.dtype(
@@ -71,7 +79,8 @@ class Step:
 
     "input" takes the images; "conv" is scale * (sum over the windows of ``before(source)``) + bias, then ``after``,
     then plus the map ``addend``; "pointwise" is ``before(source)`` plus ``addend``; "mean" is scale * (mean over
-    positions of ``before(source)``) + bias.
+    positions of ``before(source)``) + bias; "pool" is scale * (weighted sum over positions of ``before(source)``);
+    "given" is a pool's value, summed over the displacements.
     """
 
     operation: str
@@ -112,6 +121,12 @@ class Code(NamedTuple):
     """Channels of the images."""
     tangent: int
     """How far behind each map of covariances its map of tangents is; 0 where there are none."""
+    kernels: int
+    """How many kernels come out: 2, covariances and tangents, before a pool of tangents."""
+    given: int
+    """The place of covariances that the program begins with; -1: it begins with images."""
+    weights: np.ndarray
+    """float32, of a pool: for each row of the map, then for each column."""
 
 
 class Compiled(NamedTuple):
@@ -122,6 +137,8 @@ class Compiled(NamedTuple):
     """How many positions the work array holds."""
     layers: list[str]
     """Of each step, the layer that it comes from."""
+    displaced: Displaced | None
+    """Where the program ends in a pool: its code for each displacement."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,10 @@ class Program:
     """The positions of all nonlinearities together, at least 1: numbers kept of each image."""
     ntk: bool = False
     """Whether every value has tangents beside its covariances, and the kernel is the neural tangent kernel."""
+    pool: Pool | None = None
+    """The average pool that it ends in: its last step."""
+    head: "Program | None" = None
+    """After a pool: the program of the one pixel that is left."""
 
     def compiled(self, *, merge: bool = True) -> Compiled:
         """:param merge: False: every step on its own, every value in a place of its own, to look at them one by one."""
@@ -148,27 +169,32 @@ class Program:
         positions, result = ring + max([1, *rings]), places[next(reversed(steps))]
         # Odd, so that a map and its tangents don't lie a multiple of 4 kB apart.
         tangent = positions | 1 if self.ntk else 0
-        return Compiled(
-            Code(records, result + tangent, row, ring, self.channels, tangent),
-            positions + tangent,
-            [step.layer for step in steps.values()],
-        )
+        kernels = 2 if self.ntk and self.pool else 1
+        given = places[0] if self.steps[0].operation == "given" else -1
+        result += tangent if kernels == 1 else 0
+        weights = np.zeros(1, np.float32)
+        code = Code(records, result, row, ring, self.channels, tangent, kernels, given, weights)
+        displaced = None if self.pool is None else Displaced(code, steps, self.pool)
+        code = code if displaced is None else displaced.at(0, 0)
+        return Compiled(code, positions + tangent, [step.layer for step in steps.values()], displaced)
 
     def _input_size(self, step: Step, steps: dict[int, Step]) -> Size:
         return self.size if step.source < 0 else steps[step.source].size
 
     def _record(self, step: Step, number: int, steps: dict[int, Step], places: dict[int, int]) -> tuple:
-        sizes = zip(self._input_size(step, steps), step.size, strict=True)
+        sizes = (self._input_size(step, steps), step.size)
         before, after = (
-            (FUNCTIONS[place.function], place.deviations, place.factor) if place else (0, 0, 1.0)
-            for place in (step.before, step.after)
+            (FUNCTIONS[place.function], place.deviations, place.deviations, width, place.factor)
+            if place
+            else (0, 0, 0, width, 1.0)
+            for place, (_, width) in zip((step.before, step.after), sizes, strict=True)
         )
         return (
             OPERATIONS[step.operation],
             places[number],
             places.get(step.source, -1),
             places.get(step.addend, -1),
-            *(step.windows or (Window(inputs, outputs, 1, 1, 0) for inputs, outputs in sizes)),
+            *(step.windows or (Window(inputs, outputs, 1, 1, 0) for inputs, outputs in zip(*sizes, strict=True))),
             before,
             after,
             step.scale,
@@ -234,7 +260,7 @@ def merged(steps: list[Step]) -> dict[int, Step]:
     for number, step in list(done.items()):
         producer = done.get(step.source)
         if (
-            step.operation in ("conv", "mean")
+            step.operation in _SCALING
             and step.before is None
             and producer is not None
             and producer.operation == "pointwise"
@@ -261,7 +287,7 @@ def _with_units(steps: dict[int, Step]) -> dict[int, Step]:
     fresh = max(steps) + 1
     for number, step in steps.items():
         step = replace(step, source=renamed.get(step.source, step.source), addend=renamed.get(step.addend, step.addend))
-        if step.operation in ("conv", "mean"):
+        if step.operation in _SCALING:
             unit = step.before.unit if step.before else units.get(step.source, 1.0)
             step = replace(step, scale=step.scale * unit)
         done[number] = step
@@ -269,9 +295,7 @@ def _with_units(steps: dict[int, Step]) -> dict[int, Step]:
         if last is None or step.addend >= 0 or last.unit == 1:
             continue
         readers = [other for other in steps.values() if number in other.sources]
-        if all(
-            other.operation in ("conv", "mean") and not other.before and other.addend != number for other in readers
-        ):
+        if all(other.operation in _SCALING and not other.before and other.addend != number for other in readers):
             units[number] = last.unit
             continue
         one = Window(1, 1, 1, 1, 0)

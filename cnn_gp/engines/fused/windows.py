@@ -7,7 +7,7 @@ Sums are taken left to right and in the order of the ring's rows, and a pixel ou
 from numba import njit
 
 from .microtile import PAIRS, ROWS
-from .nonlinear import HALF, ONE, ZERO, coefficients, relu, relu_tangent, slope_coefficients
+from .nonlinear import HALF, ONE, ZERO, coefficients, place_across, place_down, relu, relu_tangent, slope_coefficients
 from .simd import WIDTH, fma, get, load, splat, store
 
 
@@ -64,16 +64,17 @@ def _sums(fixed):
                 store(work, (target * ROWS + x) * WIDTH, fma(a, total, b) + load(work, (addend * ROWS + x) * WIDTH))
 
     @njit
-    def along_y_relu(size, tile, target, ring, addend, step, first):
+    def along_y_relu(size, tile, target, ring, addend, step, y):
         """The same through a ReLU before the other map is added: the sums cost little beside its arithmetic."""
         work, down, across = tile.work, tile.down.deviations, tile.across.deviations
         n, a, b = step.x.outputs, splat(step.scale), splat(step.bias)
-        q, factor, d = coefficients(tile.polynomials.relu), step.after.factor, step.after.deviations + first
+        q, factor = coefficients(tile.polynomials.relu), step.after.factor
+        d1, d2 = place_down(step.after, y), place_across(step.after, y)
         half, zero = splat(HALF * factor), splat(factor - factor)
         for p in range(n):
-            s2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+            s2, r2 = load(across, (d2 + p) * 2 * WIDTH), load(across, ((d2 + p) * 2 + 1) * WIDTH)
             for row in range(ROWS):
-                k = ((d + p) * ROWS + row) * 2
+                k = ((d1 + p) * ROWS + row) * 2
                 ss, rr = splat(get(down, k)) * s2, splat(get(down, k + 1)) * r2
                 at = (p * ROWS + row) * WIDTH
                 c = fma(a, window(size, work, ring * PAIRS + at, n * PAIRS), b)
@@ -96,18 +97,18 @@ def _sums(fixed):
             store(work, to + tangent, t + load(work, at + tangent) if addend >= 0 else t)
 
     @njit
-    def along_y_relu_tangent(size, tile, target, ring, addend, step, first):
+    def along_y_relu_tangent(size, tile, target, ring, addend, step, y):
         """As along_y_relu, of a trained convolution's covariances and tangents."""
         work, down, across, tangent = tile.work, tile.down.deviations, tile.across.deviations, tile.tangent * PAIRS
         n, a, b = step.x.outputs, splat(step.scale), splat(step.bias)
         q, slope = coefficients(tile.polynomials.relu), slope_coefficients(tile.polynomials.relu_slope)
-        factor, d = step.after.factor, step.after.deviations + first
+        factor, d1, d2 = step.after.factor, place_down(step.after, y), place_across(step.after, y)
         half, zero, one = splat(HALF * factor), splat(factor - factor), splat(ONE)
         for p in range(n):
-            v2, r2 = load(across, (d + p) * 2 * WIDTH), load(across, ((d + p) * 2 + 1) * WIDTH)
+            v2, r2 = load(across, (d2 + p) * 2 * WIDTH), load(across, ((d2 + p) * 2 + 1) * WIDTH)
             s2 = v2 * r2
             for row in range(ROWS):
-                k = ((d + p) * ROWS + row) * 2
+                k = ((d1 + p) * ROWS + row) * 2
                 at = (p * ROWS + row) * WIDTH
                 c = fma(a, window(size, work, ring * PAIRS + at, n * PAIRS), b)
                 t = fma(a, window(size, work, ring * PAIRS + tangent + at, n * PAIRS), c)
