@@ -1,7 +1,8 @@
 """
 How far the fused engine is from the float64 kernel: the three named kernels and every network of the random search.
 
-    python benchmarks/accuracy.py --data_dir=DIR [--n_images=200] [--json=FILE]
+    python benchmarks/accuracy.py --data_dir=DIR [--n_images=200] [--kernel=ntk] [--pool=3] [--models=resnet_gp,15] \
+        [--json=FILE]
 
 Prints the largest relative error over all pairs of MNIST's first training images (synthetic ones without --data_dir);
 that the matrix is symmetric with the prior variances on its diagonal is asserted, to the bit.
@@ -25,6 +26,9 @@ from cnn_gp.provenance import software
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it synthetic images.")
 flags.DEFINE_integer("n_images", 200, "Images.")
+flags.DEFINE_enum("kernel", "nngp", ["nngp", "ntk"], "Which kernel; the step has no neural tangent kernel.")
+flags.DEFINE_string("pool", None, "A pool before the readout: how many pixels on a side, or global.")
+flags.DEFINE_list("models", [*PAPER_MODELS, *map(str, SEARCH_SEEDS)], "Names, and seeds of the search.")
 flags.DEFINE_string("json", None, "File to write the errors to.")
 
 
@@ -37,9 +41,10 @@ def main() -> None:
 
         configure(0)
     errors: dict[str, dict[str, float | str]] = {}
-    for model, seed in [*((model, 0) for model in PAPER_MODELS), *(("random", seed) for seed in SEARCH_SEEDS)]:
+    pool = int(FLAGS.pool) if FLAGS.pool and FLAGS.pool.isdigit() else FLAGS.pool
+    for model, seed in [("random", int(name)) if name.isdigit() else (name, 0) for name in FLAGS.models]:
         try:
-            kernel = build_kernel(model, [1, 28, 28], seed=seed)
+            kernel = build_kernel(model, [1, 28, 28], seed=seed, kernel=FLAGS.kernel, pool=pool)
         except ShrunkMapError:
             continue
         program = lower(kernel)
@@ -49,8 +54,9 @@ def main() -> None:
         reference = TensorFlowEngine(kernel).matrix(X.astype(np.float64))
         functions = sorted({step.before.function for step in program.steps if step.before})
         error = float(np.max(np.abs(K / reference - 1)))
-        errors[run_name(model, seed)] = {"nonlinearity": ", ".join(functions), "largest_relative_error": error}
-        print(f"{run_name(model, seed):16} {', '.join(functions):5} {error:.1e}", flush=True)
+        name_of_run = run_name(model, seed, FLAGS.kernel, pool)
+        errors[name_of_run] = {"nonlinearity": ", ".join(functions), "largest_relative_error": error}
+        print(f"{name_of_run:16} {', '.join(functions):5} {error:.1e}", flush=True)
     if FLAGS.json is not None:
         result = {"data": name, "n_images": len(X), "errors": errors, "software": software()}
         Path(FLAGS.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -5,6 +5,11 @@ Microseconds per kernel entry, for each of the paper's kernels and each engine, 
 
 On MNIST images where --data_dir has them, else on synthetic ones. Each measurement is a process of its own on its own
 cores (affinity), one after the other; a time is the median of --repeats. Prints a table and writes --json.
+
+    python benchmarks/kernel_entries.py --data_dir=DIR --variants=ntk,pool_2,pool_5,pool_5_ntk,pool_global
+
+measures the fused engine alone, on one core: the kernels with a pool, the neural tangent kernels and the plain kernel,
+one after the other in one process, and prints how many plain entries an entry costs.
 """
 
 import json
@@ -41,6 +46,7 @@ flags.DEFINE_integer("repeats", 5, "Measurements of each, of which the median co
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision.")
 flags.DEFINE_string("nt_python", None, "Python of an environment with neural-tangents (neural_tangents_entry.py).")
 flags.DEFINE_string("json", None, "File to write the measurements to.")
+flags.DEFINE_list("variants", [], "Of each kernel, as in the names of runs: ntk, pool_5, pool_global_ntk, ...")
 flags.DEFINE_string("measure", None, "Internal: measure this one case and print JSON.")
 
 
@@ -88,8 +94,53 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
-    """Run :func:`measure` in a fresh process with the same flags."""
+def measure_variants(model: str) -> list[dict[str, Any]]:
+    """In a process of its own: the fused engine on one core, for each of --variants and the plain kernel in turns."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    from cnn_gp.engines.fused.lowering import lower
+
+    cases = []
+    for variant in ["", *FLAGS.variants]:
+        pool = variant.removeprefix("pool_").removesuffix("ntk").rstrip("_") or None
+        kernel = build_kernel(
+            model,
+            [1, 28, 28],
+            kernel="ntk" if variant.endswith("ntk") else "nngp",
+            pool=int(pool) if pool and pool.isdigit() else pool,
+        )
+        n = max(64, int(FLAGS.n_fused / kernel.n_displacements**0.5) // 16 * 16)
+        cases.append((variant, FusedEngine(lower(kernel), n_threads=1), images(2 * n).astype(np.float32), kernel))
+    seconds: dict[str, list[float]] = {variant: [] for variant, *_ in cases}
+    for _ in range(FLAGS.repeats):
+        for variant, engine, X, _ in cases:
+            n = len(X) // 2
+            start = time.process_time()
+            engine.matrix(X[:n], X[n:])
+            seconds[variant].append((time.process_time() - start) / n**2)
+    us = {variant: 1e6 * statistics.median(times) for variant, times in seconds.items()}
+    return [
+        {
+            "model": model,
+            "variant": variant,
+            "displacements": kernel.n_displacements,
+            "us_per_entry": us[variant],
+            "plain_entries": us[variant] / us[""],
+        }
+        for variant, *_, kernel in cases
+    ]
+
+
+def report_variants(measurements: list[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    lines = ["| kernel | displacements | us | plain entries |", "|" + "---|" * 4]
+    for m in measurements:
+        name = "_".join(filter(None, (m["model"], m["variant"])))
+        lines.append(f"| `{name}` | {m['displacements']} | {m['us_per_entry']:.1f} | {m['plain_entries']:.2f} |")
+    return "\n".join(lines)
+
+
+def in_a_process(case: dict[str, Any]) -> Any:
+    """Run :func:`measure` or :func:`measure_variants` in a fresh process with the same flags."""
     command = [sys.executable, *sys.argv, f"--measure={json.dumps(case)}"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
@@ -160,10 +211,13 @@ def fraction_of_peak(m: dict[str, Any]) -> float:
 def main() -> None:
     """Measure everything, print the table."""
     if FLAGS.measure is not None:
-        print(json.dumps(measure(json.loads(FLAGS.measure))))
+        case = json.loads(FLAGS.measure)
+        print(json.dumps(measure(case) if "engine" in case else measure_variants(case["model"])))
         return
-    measurements = []
-    for model in FLAGS.models:
+    measurements: list[dict[str, Any]] = []
+    for model in FLAGS.models if FLAGS.variants else []:
+        measurements += in_a_process({"model": model})
+    for model in [] if FLAGS.variants else FLAGS.models:
         for cores in map(int, FLAGS.cores):
             cases: list[dict[str, Any]] = [{"engine": "tensorflow", "batch": int(batch)} for batch in FLAGS.batches]
             if cores and FLAGS.float_type == "float32":
@@ -176,7 +230,7 @@ def main() -> None:
                 measurements.append(neural_tangents(model, cores))
                 print(f"{model}, {cores} cores, neural-tangents: {measurements[-1]['us_per_entry']:.1f} us", flush=True)
     print(f"\n{FLAGS.float_type}, {'synthetic images' if FLAGS.data_dir is None else 'MNIST'}, {processor()}\n")
-    print(report(measurements))
+    print(report_variants(measurements) if FLAGS.variants else report(measurements))
     if FLAGS.json is not None:
         about = {"software": software(), "processor": processor(), "float_type": FLAGS.float_type}
         Path(FLAGS.json).write_text(json.dumps({**about, "measurements": measurements}, indent=1) + "\n")

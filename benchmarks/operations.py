@@ -13,7 +13,7 @@ OF_FUNCTION = {0: 0, FUNCTIONS["relu"]: 20, FUNCTIONS["step"]: 24, FUNCTIONS["er
 
 
 def per_entry(program: Program) -> int:
-    """Operations of a pair of images, counted from the program's table."""
+    """Operations of a pair of images, counted from the program's table, of a kernel without a pool or tangents."""
     total = 0
     for step in program.compiled().code.steps:
         y, x, operation = step["y"], step["x"], step["operation"]
