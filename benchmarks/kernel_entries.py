@@ -110,6 +110,8 @@ def measure_variants(model: str) -> list[dict[str, Any]]:
         )
         n = max(64, int(FLAGS.n_fused / kernel.n_displacements**0.5) // 16 * 16)
         cases.append((variant, FusedEngine(lower(kernel), n_threads=1), images(2 * n).astype(np.float32), kernel))
+    for _, engine, X, _ in cases:
+        engine.matrix(X[:2], X[2:4])
     seconds: dict[str, list[float]] = {variant: [] for variant, *_ in cases}
     for _ in range(FLAGS.repeats):
         for variant, engine, X, _ in cases:

@@ -188,6 +188,14 @@ def test_neural_tangents_values(name, kind, cls):
     np.testing.assert_allclose(engine.matrix(X), stored[f"{kind}_XX"], rtol=5e-7)
 
 
+@pytest.mark.parametrize("weight", [1e-28, 1e28])
+def test_the_ntk_of_very_large_and_small_covariances(weight):
+    kernel = NTKKernel(Sequential(Conv(3, var_weight=weight), ExReLU(), Conv(3), ExReLU(), Dense()), [1, 5, 5])
+    X = images(kernel, 9)
+    expected = kernel(X.astype(np.float64)).numpy()
+    np.testing.assert_allclose(FusedEngine(lower(kernel)).matrix(X), expected, rtol=3e-6, atol=0)
+
+
 def test_the_same_working_memory_for_any_pool():
     trunk, held = [conv(), ExReLU(), conv(), ExReLU()], []
     for size in (2, 9):

@@ -104,7 +104,8 @@ def relu_tangent(c, tangent, v1, r1, v2, r2, s2, zero, one, q, a):
     root = sqrt(g)
     p = fma(fma(fma(fma(fma(q[5], g, q[4]), g, q[3]), g, q[2]), g, q[1]), g, q[0])
     slope = root * fma(fma(fma(fma(fma(fma(a[6], g, a[5]), g, a[4]), g, a[3]), g, a[2]), g, a[1]), g, a[0])
-    value = fma(s2 * v1 * r1 * (g * root), p, larger(c, zero))
+    # v1 r1 first, which is a deviation: v1 s2 would overflow where the covariances don't.
+    value = fma(v1 * r1 * s2 * (g * root), p, larger(c, zero))
     return value, tangent * where_less(c, zero, slope, one - slope)
 
 
