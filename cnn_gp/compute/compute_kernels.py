@@ -209,7 +209,7 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
         from ..engines.fused.engine import is_compiled
 
         if not is_compiled():
-            say("The fused engine is compiled, once on this machine: it takes about 20 s.")
+            say("The fused engine is compiled, once on this machine: it takes about 40 s.")
     say(f"Engine: {choice.name}." + (f" {choice.reason}." if choice.reason else ""))
     names = {part.name for part in missing}
     engines = parts_by_engine(run, [part for part in parts if part.name not in names])
