@@ -7,7 +7,7 @@ import pytest
 
 from cnn_gp import memory
 from cnn_gp.compute.compute_kernels import Request, compute_kernels
-from cnn_gp.compute.status import status
+from cnn_gp.compute.status import ENGINES_DIFFER, status
 from cnn_gp.engines.choice import Choice, engine_on_device
 from cnn_gp.errors import UserError
 from helpers.paths import ROOT
@@ -86,10 +86,7 @@ def test_a_run_of_two_engines_and_batch_sizes_says_so(tmp_path):
     again = compute_kernels(request(tmp_path, engine="tensorflow", batch_size=8), said.append)
     assert again.description().fingerprint == fingerprint
     assert "5 of 6 parts are there already." in said
-    assert said[-2] == (
-        "The parts that are there were computed by the fused engine (5 parts): entries of two engines differ by up to "
-        "1e-6 (relative), in networks with the erf by up to 1e-5."
-    )
+    assert said[-2] == (f"The parts that are there were computed by the fused engine (5 parts): {ENGINES_DIFFER}.")
     assert "computed by the fused engine (5 parts) and the tensorflow engine (1 part)\n  entries of two" in status(run)
 
     # Nothing is left to compute: nothing is said of other engines.

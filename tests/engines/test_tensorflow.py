@@ -42,7 +42,7 @@ def test_batches_of_any_size_give_the_kernel(name, dtype, rng):
     kernel = KERNELS[name]
     X, X2 = (rng.random((n, 64)).astype(dtype) for n in (37, 21))
     tolerance = 1e-9 if dtype == np.float64 else 2e-6
-    for size in (7, 16, 64):
+    for size in (7, 64):
         engine = TensorFlowEngine(kernel, batch_size=size)
         cross, square = engine.matrix(X, X2), engine.matrix(X)
         assert cross.dtype == square.dtype == dtype
@@ -274,10 +274,11 @@ def test_two_devices_share_the_batches(rng, monkeypatch):
     assert {"/GPU:0", "/GPU:1"} <= set(used)
 
 
+@pytest.mark.parametrize("cls", [NNGPKernel, NTKKernel])
 @pytest.mark.parametrize(("name", "bound"), [("relu", 1e-6), ("erf", 1e-5)])
-def test_two_engines_differ_by_no_more_than_is_said(name, bound, rng):
+def test_two_engines_differ_by_no_more_than_is_said(name, bound, cls, rng):
     """What save_kernels.py says of a run whose parts come from both."""
-    kernel = KERNELS[name]
+    kernel = cls(KERNELS[name].network, KERNELS[name].input_shape)
     X = rng.random((70, 64)).astype(np.float32)
     fused, compiled = (gram(kernel, X, engine=engine).astype(np.float64) for engine in ("fused", "tensorflow"))
     np.testing.assert_allclose(fused, compiled, rtol=bound)
