@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 #: The paper's three networks.
 PAPER_MODELS = ("convnet_gp", "residual_cnn_gp", "resnet_gp")
 
+#: Convolutions in each of the three stages of the Myrtle networks.
+MYRTLE_STAGES = {"myrtle5": (2, 1, 1), "myrtle7": (2, 2, 2)}
+
 #: The models of the command line. "random" is the random search's draw of a seed.
-MODELS = (*PAPER_MODELS, "myrtle5", "myrtle7", "random")
+MODELS = (*PAPER_MODELS, *MYRTLE_STAGES, "random")
 
 #: A network's kernels: of its Gaussian process, or of its training by gradient descent.
 KERNELS = ("nngp", "ntk")
@@ -90,7 +93,7 @@ def build_kernel(
     elif architecture is None:
         from .myrtle import myrtle_kernel
 
-        plain = myrtle_kernel(model, input_shape, var_weight, var_bias, bool(multiply_by_sqrt2))
+        plain = myrtle_kernel(MYRTLE_STAGES[model], input_shape, var_weight, var_bias, bool(multiply_by_sqrt2), model)
     else:
         own: dict[str, Any] = {"var_weight": var_weight, "var_bias": var_bias, "multiply_by_sqrt2": multiply_by_sqrt2}
         changed = replace(architecture, **{name: value for name, value in own.items() if value is not None})
@@ -138,7 +141,7 @@ def checked_architecture(
                 "number n of units in each block: with 3 blocks 8, 14, 20, 26, 32, ..."
             )
         return None
-    if model in ("myrtle5", "myrtle7"):
+    if model in MYRTLE_STAGES:
         return None
     fixed_seeds = {"convnet_gp": 31, "residual_cnn_gp": 53}
     if model == "random":

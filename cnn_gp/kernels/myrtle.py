@@ -7,24 +7,22 @@ from .layer import Layer, variance_parameter
 from .layers import AvgPool, Conv, Dense, ExReLU, GlobalAvgPool, Sequential
 from .nngp import NNGPKernel
 
-#: Convolutions in each of the three stages.
-_STAGES = {"myrtle5": (2, 1, 1), "myrtle7": (2, 2, 2)}
-
 
 def myrtle_kernel(
-    model: str,
+    stages: Sequence[int],
     input_shape: Sequence[int],
     var_weight: float | None = None,
     var_bias: float | None = None,
     multiply_by_sqrt2: bool = False,
+    name: str | None = None,
 ) -> NNGPKernel:
     """
     The kernel of a Myrtle network: Shankar et al., "Neural kernels without tangents" (2020, arXiv:2003.02237).
 
-    Three stages of 3x3 convolutions, each followed by a ReLU, with a 2x2 average pool between stages; then the average
-    over the whole map and a dense readout.
+    Stages of 3x3 convolutions, each followed by a ReLU, with a 2x2 average pool between stages; then the average over
+    the whole map and a dense readout.
 
-    :param model: "myrtle5" or "myrtle7".
+    :param stages: the number of convolutions in each of the three stages: (2, 1, 1) for Myrtle5, (2, 2, 2) for Myrtle7.
     :param input_shape: [C, height, width], of at least 8 pixels on a side.
     :param var_weight: weight variance times fan-in; by default 2, which keeps the variance from layer to layer.
     :param var_bias: bias variance; by default 0.
@@ -32,15 +30,15 @@ def myrtle_kernel(
     """
     if len(input_shape) != 3 or min(input_shape[1:]) < 8:
         raise UserError(
-            f"The images of {model} have shape {list(input_shape)}; expected [channels, height, width] with at least "
-            "8 pixels on a side, which two pools of 2x2 leave two of."
+            f"The images of a Myrtle network have shape {list(input_shape)}; expected [channels, height, width] with "
+            "at least 8 pixels on a side, which two pools of 2x2 leave two of."
         )
     weight = variance_parameter(2.0 if var_weight is None else var_weight)
     bias = variance_parameter(0.0 if var_bias is None else var_bias)
     layers: list[Layer] = []
-    for n in _STAGES[model]:
+    for n in stages:
         for _ in range(n):
             conv = Conv(3, var_weight=weight, var_bias=bias, divide_by_patch=True)
             layers += [conv, ExReLU(multiply_by_sqrt2=multiply_by_sqrt2)]
         layers.append(AvgPool(2))
-    return NNGPKernel(Sequential(*layers[:-1], GlobalAvgPool(), Dense(weight, bias)), input_shape, name=model)
+    return NNGPKernel(Sequential(*layers[:-1], GlobalAvgPool(), Dense(weight, bias)), input_shape, name=name)
