@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml setup.py
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-experiments: $(STAMP)  ## the paper's kernels on the embedded digits, ending in a table of errors: 2 minutes
+experiments: $(STAMP)  ## the paper's kernels on the embedded digits, ending in a table of errors: a minute
 	PYTHON=$(VENV)/bin/python bash run_all_experiments.bash
 
 lint: $(STAMP)  ## style, types, and which package may import which

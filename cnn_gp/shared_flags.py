@@ -1,11 +1,13 @@
 """Flags that several scripts have, each defined once; a script defines what it has alone."""
 
+from itertools import product
 from typing import Any
 
 from absl import flags
 
 from .cli import say_interrupts_in_one_line
 from .data.datasets import DATASETS
+from .errors import UserError
 from .kernels.architectures import KERNELS, MODELS, Pool, parse_pool, run_name
 from .store.run_directory import RunDirectory
 from .store.tiling import DEFAULT_N_MAX
@@ -46,6 +48,35 @@ def define_pool() -> None:
         "none",
         "Average pool before the first dense layer: none, global, or its pixels on a side (stride 1, SAME).",
     )
+
+
+def define_runs() -> None:
+    """--runs, and lists as --kernel and --pool: each network with each pool and kernel."""
+    flags.DEFINE_list("runs", None, "Models and seeds of the random search, separated by commas.", required=True)
+    flags.DEFINE_list("kernel", ["nngp"], f"Some of {', '.join(KERNELS)}.")
+    flags.DEFINE_list("pool", ["none"], "Pools before the first dense layer: none, global, or pixels on a side.")
+
+
+def runs() -> list[tuple[str, int, str, Pool | None]]:
+    """
+    What the flags of :func:`define_runs` ask for: each run's model, seed, kernel and pool.
+
+    :raises UserError: where one of them can't be.
+    """
+    networks = [_model_and_seed(item) for item in flags.FLAGS.runs]
+    for kernel in flags.FLAGS.kernel:
+        if kernel not in KERNELS:
+            raise UserError(f"--kernel has {kernel!r}; expected some of {', '.join(KERNELS)}.")
+    pools = [parse_pool(text) for text in flags.FLAGS.pool]
+    return [(*network, kernel, pool) for network, pool, kernel in product(networks, pools, flags.FLAGS.kernel)]
+
+
+def _model_and_seed(item: str) -> tuple[str, int]:
+    if item.isdecimal():
+        return "random", int(item)
+    if item not in MODELS or item == "random":
+        raise UserError(f"--runs has {item!r}; expected one of {', '.join(MODELS[:-1])}, or a seed's number.")
+    return item, 0
 
 
 def pool() -> Pool | None:

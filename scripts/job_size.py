@@ -6,7 +6,6 @@ How large a job is, before it starts: kernel entries, disk and time for each run
 The time is an estimate: that of a small network, measured here in a few seconds, times the number of covariances.
 """
 
-import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -16,17 +15,15 @@ from absl import flags
 from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
 from cnn_gp.engines.choice import choose_engine, make_engine
-from cnn_gp.errors import ShrunkMapError, UserError
-from cnn_gp.kernels.architectures import KERNELS, MODELS, build_kernel, parse_pool, run_name
+from cnn_gp.errors import ShrunkMapError
+from cnn_gp.kernels.architectures import build_kernel, run_name
 from cnn_gp.progress import duration
 from cnn_gp.store.tiling import Tiling
 
 FLAGS = flags.FLAGS
 shared_flags.define_data_set()
 shared_flags.define_sizes()
-flags.DEFINE_list("runs", None, "Models and seeds of the random search, separated by commas.", required=True)
-flags.DEFINE_list("kernel", ["nngp"], f"Some of {', '.join(KERNELS)}.")
-flags.DEFINE_list("pool", ["none"], "Pools before the first dense layer: none, global, or pixels on a side.")
+shared_flags.define_runs()
 shared_flags.define_n_max()
 shared_flags.define_devices()
 
@@ -36,8 +33,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Parse the flags, measure, print the table."""
-    runs = [_model_and_seed(item) for item in FLAGS.runs]
-    pools = [parse_pool(text) for text in FLAGS.pool]
+    runs = shared_flags.runs()
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **shared_flags.sizes())
     print(*data.in_words(), sep="\n", flush=True)
     tiling = Tiling(*data.sizes, FLAGS.n_max)
@@ -49,7 +45,7 @@ def main() -> None:
     print(f"{data.name}: {tiling.entries:,} kernel entries and {gigabytes:.3f} GB for each run", flush=True)
     seconds = 0.0
     n_runs = 0
-    for (model, seed), pool, which in itertools.product(runs, pools, FLAGS.kernel):
+    for model, seed, which, pool in runs:
         name = run_name(model, seed, which, pool)
         try:
             kernel = build_kernel(model, data.image_shape, seed=seed, kernel=which, pool=pool)
@@ -69,14 +65,6 @@ def main() -> None:
         f"in all {n_runs} runs, {n_runs * tiling.entries:,} kernel entries, {n_runs * gigabytes:.3f} GB if all tiles "
         f"are kept, about {duration(seconds)} of kernel time and some seconds a run for compiling"
     )
-
-
-def _model_and_seed(item: str) -> tuple[str, int]:
-    if item.isdecimal():
-        return "random", int(item)
-    if item not in MODELS or item == "random":
-        raise UserError(f"--runs has {item!r}; expected one of {', '.join(MODELS[:-1])}, or a seed's number.")
-    return item, 0
 
 
 def _seconds_per_covariance(kernel: "NetworkKernel", data: datasets.Dataset) -> float:

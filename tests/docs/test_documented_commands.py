@@ -18,7 +18,7 @@ from helpers.scripts import ENVIRONMENT
 
 #: Blocks that aren't run, by the document and the start of their first line.
 NOT_RUN = {
-    ("README.md", "make experiments"): "two minutes; tests/scripts runs run_all_experiments.bash at a small size",
+    ("README.md", "make experiments"): "a minute; tests/scripts runs run_all_experiments.bash at a small size",
     ("README.md", "pip install"): "downloads a gigabyte from a package index",
     ("CONTRIBUTING.md", "make"): "it runs these tests",
     ("docs/usage.md", "DATASET=mnist"): "three kernels; tests/scripts runs run_all_experiments.bash at a small size",

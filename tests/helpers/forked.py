@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import runpy
 import sys
 import tempfile
 import traceback
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+
+from cnn_gp.script_process import become
 
 from .paths import ROOT
 from .waiting import PATIENCE
@@ -74,19 +75,11 @@ def _run(name: str, flags: list[str], out: Path, err: Path, before: Callable[[],
         os.dup2(handle, number)
         os.close(handle)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    script = str(ROOT / "scripts" / f"{name}.py")
-    sys.argv = [script, *flags]
-    sys.path.insert(0, str(ROOT / "scripts"))
-    status = 1
     try:
         if before is not None:
             before()
-        runpy.run_path(script, run_name="__main__")
-        status = 0
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+        sys.stderr.flush()
+        os._exit(1)
+    become(ROOT / "scripts" / f"{name}.py", flags)

@@ -20,6 +20,13 @@ from helpers.small_runs import complete, make_data
         ("save_kernels", ["--path="], "--path is empty; give it a value, or leave it out"),
         ("save_kernels", ["--path={}", "--run_name="], "--run_name is empty"),
         ("save_kernels", ["--path={}", "--data_dir="], "--data_dir is empty"),
+        ("run_experiments", ["--path={}", "--runs=1,two"], "--runs has 'two'; expected one of convnet_gp"),
+        (
+            "run_experiments",
+            ["--path={}", "--runs=1", "--kernel=ntp"],
+            "--kernel has 'ntp'; expected some of nngp, ntk",
+        ),
+        ("run_experiments", ["--path={}", "--runs=1", "--pool=5,0"], "--pool is '0'; expected none, global"),
         ("save_kernels", ["--path={}", "--shard=1/999999999"], "i from 1 to n, at most 10,000"),
         ("save_kernels", ["--path={}", "--claim_timeout=-5"], "--claim_timeout is -5.0; expected seconds"),
         ("save_kernels", ["--path={}", "--claim_timeout=nan"], "--claim_timeout is nan; expected seconds"),
@@ -100,9 +107,9 @@ def test_predictions_without_the_tiles(tmp_path):
 
 
 def experiments(folder, **variables):
-    """run_all_experiments.bash in a folder, with scripts that only say how they are called."""
+    """run_all_experiments.bash in a folder, with a script that only says how it is called."""
     python = folder / "python"
-    python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$(basename $1)" "$@"\n')
+    python.write_text('#!/bin/sh\necho "$(basename $1)" "$@"\n')
     python.chmod(0o755)
     return subprocess.run(
         ["bash", str(ROOT / "run_all_experiments.bash")],
@@ -114,10 +121,11 @@ def experiments(folder, **variables):
 
 
 def test_seeds_as_people_write_them(tmp_path):
-    done = experiments(tmp_path, SEEDS="08, 9,10", DATASET="mine.npz")
+    done = experiments(tmp_path, SEEDS="08, 9,10\n11", DATASET="mine.npz")
     assert done.returncode == 0, done.stderr
-    assert "--runs=8,9,10" in done.stdout
+    assert "--runs=08,9,10,11 --kernel=nngp --pool=none" in done.stdout
     # Paths stay those of the folder that it is started in.
-    assert "--dataset=mine.npz" in done.stdout and "--path=runs/mine --model=random --seed=8" in done.stdout
-    refused = experiments(tmp_path, SEEDS="1 two")
-    assert refused.returncode == 1 and refused.stderr == "error: SEEDS has 'two'; expected whole numbers.\n"
+    assert "--dataset=mine.npz --path=runs/mine " in done.stdout
+    empty = experiments(tmp_path, SEEDS="")
+    assert empty.returncode == 1
+    assert empty.stderr == "error: SEEDS and MODELS are both empty; name at least one run.\n"

@@ -1,0 +1,65 @@
+"""Scripts in processes of their own, without the seconds that the imports of each take."""
+
+import os
+import runpy
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from absl import flags
+
+
+def run_script(path: str | os.PathLike, *arguments: str) -> int:
+    """
+    Run a script in a fork of this process, which has what this one has imported.
+
+    :param path: its file.
+    :param arguments: its flags.
+    :return: its exit status; where a signal has killed it, 128 and the signal's number, as a shell gives it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        become(path, arguments)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        os.kill(pid, number)
+
+    # The script ends by itself on these; then what called this function ends too, by the script's status. A terminal
+    # sends Ctrl-C to both.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, pass_on)
+    try:
+        _, ended = os.waitpid(pid, 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    status = os.waitstatus_to_exitcode(ended)
+    return 128 - status if status < 0 else status
+
+
+def become(path: str | os.PathLike, arguments: Sequence[str]) -> NoReturn:
+    """Go on as a script, to its end, which is this process's."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A script defines its flags anew.
+    flags.FLAGS.remove_flag_values([flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])])
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(Path(path).parent))
+    status = 1
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
