@@ -1,6 +1,8 @@
 """
 The convergence figure: many finite networks at several widths, beside the Gaussian process that is their limit.
 
+With --kernel=ntk the networks' tangent kernels, beside the neural tangent kernel.
+
     python scripts/plot_convergence.py --dataset=digits --path=runs/convergence
 
 Started again with the same flags it goes on where it was. For each model it writes the samples, a figure (PNG and SVG)
@@ -21,7 +23,7 @@ from cnn_gp.kernels.architectures import PAPER_MODELS, build_kernel, run_name
 FLAGS = flags.FLAGS
 shared_flags.define_data_set()
 flags.DEFINE_list("models", list(PAPER_MODELS), "The kernels.")
-shared_flags.define_pool()
+shared_flags.define_kernel()
 flags.DEFINE_list("widths", ["3", "10", "30", "100"], "Channels of every hidden map.")
 flags.DEFINE_integer("draws", 10_000, "Networks of each width, evaluated at the first image.", lower_bound=2)
 flags.DEFINE_integer("wide_draws", 1_000, "How many of them at all images, at widths above 10.", lower_bound=2)
@@ -36,23 +38,25 @@ def main() -> None:
     unknown = [model for model in FLAGS.models if model not in PAPER_MODELS]
     if unknown:
         raise UserError(f"--models has {unknown[0]!r}; expected some of {', '.join(PAPER_MODELS)}.")
-    # Here, so that a missing Matplotlib ends in one line.
-    from cnn_gp.report.convergence_study import Study, converge
-
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, N_train=FLAGS.n_images, N_vali=1, N_test=1)
-    study = Study(data.name, data.X.astype(np.float32), widths, FLAGS.draws, FLAGS.wide_draws)
     with cli.without_startup_messages():
+        # Here, so that a missing Matplotlib ends in one line.
+        from cnn_gp.engines.tensorflow import n_gpus_seen
+        from cnn_gp.report.convergence_study import Study, converge
+
+        # What TensorFlow has to say of GPUs it says at its first use.
+        n_gpus_seen()
         kernels = {
-            run_name(model, seed=0, pool=pool): build_kernel(model, data.image_shape, pool=pool)
+            run_name(model, 0, FLAGS.kernel, pool): build_kernel(
+                model, data.image_shape, kernel=FLAGS.kernel, pool=pool
+            )
             for model in FLAGS.models
         }
+    study = Study(data.name, data.X.astype(np.float32), widths, FLAGS.draws, FLAGS.wide_draws)
     say = functools.partial(print, flush=True)
     for name, kernel in kernels.items():
         for s in converge(study, name, kernel, Path(FLAGS.path), cli.command(), say):
-            print(
-                f"{name}, width {s.width}: second moments off by {100 * s.rms_deviation:.1f} % (Monte Carlo error "
-                f"{100 * s.rms_monte_carlo_error:.1f} %), excess kurtosis {s.excess_kurtosis:.2f}."
-            )
+            print(f"{name}, width {s.width}: {s.in_words()}.")
 
 
 def _widths(texts: list[str]) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """
-How fast finite networks converge to the Gaussian process: the outputs of many networks drawn from the prior.
+How fast finite networks converge to their limit: many networks drawn from the prior, and what is measured of them.
 
 After the convergence figure of Garriga-Alonso, Aitchison & Rasmussen (ICLR 2019): at each width, the distribution of
-one image's output over the networks, and the networks' second moments over many images beside the kernel.
+one image's output over the networks, and the networks' second moments over many images beside the kernel. Of a neural
+tangent kernel, the same of the networks' own tangent kernels: at one image, and their mean over many.
 """
 
 import json
@@ -15,11 +16,13 @@ import numpy as np
 from scipy import stats
 
 from ..errors import UserError
+from ..evaluation.hyperparameters import hyperparameters
 from ..npz import npz_bytes, read_npz
 from ..store.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from ..kernels.nngp import NNGPKernel
+    from ..kernels.finite import FiniteNetwork
+    from ..kernels.network_kernel import NetworkKernel
 
 #: Numbers in the largest map of a batch of networks, about: 100 MB in float32.
 _NUMBERS = 25_000_000
@@ -40,6 +43,11 @@ class Plan:
     """Networks that are evaluated at the first image, those before included."""
     seed: int = 0
 
+    @property
+    def tangent(self) -> bool:
+        """Whether networks' tangent kernels are sampled, in place of their outputs."""
+        return self.kernel.get("kernel") == "ntk"
+
 
 class Samples:
     """
@@ -53,19 +61,19 @@ class Samples:
         self.path, self.plan = path, plan
         n = plan.n_images
         self.outputs = np.empty(0, np.float32)
-        """[networks so far]: the output at the first image."""
+        """[networks so far]: the output f at the first image, or the tangent kernel there."""
         self.n_all = 0
         """Networks so far that were evaluated at all images."""
         self.moments = np.zeros((n, n))
-        """The sum over these networks of f f^T, for their outputs f [n_images]."""
+        """The sum over these networks of f f^T, for their outputs f [n_images], or of their tangent kernels."""
         self.squares = np.zeros((n, n))
-        """The sum of its squares: for the Monte Carlo error."""
+        """The sum of the squares of these matrices' entries: for the Monte Carlo error."""
         if path.exists():
             self._read()
 
     @property
     def covariance(self) -> np.ndarray:
-        """The second moments [n_images, n_images]."""
+        """The second moments, or the mean tangent kernel: [n_images, n_images]."""
         return self.moments / self.n_all
 
     @property
@@ -78,13 +86,14 @@ class Samples:
         """Whether all networks were drawn."""
         return len(self.outputs) >= self.plan.draws and self.n_all >= self.plan.all_images
 
-    def draw(self, kernel: "NNGPKernel", X: np.ndarray, progress: Callable[[int], None]) -> None:
+    def draw(self, kernel: "NetworkKernel", X: np.ndarray, progress: Callable[[int], None]) -> None:
         """
         Draw what is missing.
 
         :param X: [n_images, D], float32.
         :param progress: called with the number of networks drawn since the last call.
         """
+        sample = _tangent_kernels if self.plan.tangent else _outputs
         while not self.done:
             first = len(self.outputs)
             at_all = first < self.plan.all_images
@@ -94,18 +103,17 @@ class Samples:
             networks = kernel.network.finite(
                 self.plan.width,
                 kernel.input_shape,
-                draws=min(most, _batch(self.plan.width, len(images), kernel.input_shape)),
+                draws=min(most, _batch(self.plan, len(images), kernel.input_shape)),
                 seed=self.plan.seed + first,
             )
-            f = networks(images).numpy()[:, :, 0]
-            self.outputs = np.concatenate([self.outputs, f[:, 0]])
+            first_image, moments, squares = sample(networks, images)
+            self.outputs = np.concatenate([self.outputs, first_image.astype(np.float32)])
             if at_all:
-                f = f.astype(np.float64)
-                self.n_all += len(f)
-                self.moments += f.T @ f
-                self.squares += (f**2).T @ f**2
+                self.n_all += len(first_image)
+                self.moments += moments
+                self.squares += squares
             self._write()
-            progress(len(f))
+            progress(len(first_image))
 
     def _write(self) -> None:
         arrays = {
@@ -135,11 +143,35 @@ class Samples:
         self.moments, self.squares = arrays["moments"], arrays["squares"]
 
 
-def _batch(width: int, n_images: int, input_shape: Sequence[int]) -> int:
+#: Of a batch of networks: at the first image [networks], and sums over the networks [n_images, n_images] of a matrix
+#: and of the squares of its entries.
+_Sampled = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _outputs(networks: "FiniteNetwork", images: np.ndarray) -> _Sampled:
+    f = networks(images).numpy()[:, :, 0].astype(np.float64)
+    return f[:, 0], f.T @ f, (f**2).T @ f**2
+
+
+def _tangent_kernels(networks: "FiniteNetwork", images: np.ndarray) -> _Sampled:
+    kernels = networks.ntk(images).numpy().astype(np.float64)
+    return kernels[:, 0, 0], kernels.sum(axis=0), (kernels**2).sum(axis=0)
+
+
+def _batch(plan: Plan, n_images: int, input_shape: Sequence[int]) -> int:
     """How many networks are evaluated at a time."""
-    numbers = n_images * width * int(np.prod(input_shape[1:]))
+    numbers = n_images * plan.width * int(np.prod(input_shape[1:]))
+    if plan.tangent:
+        # The derivatives by all weights at all images.
+        numbers = max(numbers, n_images * most_weights(plan))
     # Every network holds weights too: 14 MB of the ConvNet's at width 100.
     return max(1, min(64, _NUMBERS // numbers))
+
+
+def most_weights(plan: Plan) -> int:
+    """The weights of the hidden layers of a network, at most."""
+    sizes = hyperparameters(plan.kernel).filter_sizes
+    return plan.width**2 * int(sum(np.prod(size) if isinstance(size, tuple) else size**2 for size in sizes))
 
 
 @dataclass(frozen=True)
@@ -150,15 +182,49 @@ class Summary:
     networks: int
     networks_at_all_images: int
     rms_deviation: float
-    """Root mean square of the second moments' relative deviations, sampled / limit - 1."""
+    """Root mean square of the relative deviations of the second moments, or of the mean tangent kernel, from the limit:
+    sampled / limit - 1."""
     rms_monte_carlo_error: float
     """The same of these deviations' Monte Carlo errors."""
+
+    def in_words(self) -> str:
+        """What of it is printed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OutputSummary(Summary):
+    """Of networks beside the Gaussian process."""
+
     variance: float
     """Of the first image's outputs over their standard deviation in the limit, as what follows."""
     variance_standard_error: float
     excess_kurtosis: float
     ks_distance: float
     """The Kolmogorov-Smirnov distance from a standard normal distribution."""
+
+    def in_words(self) -> str:
+        """What of it is printed."""
+        return (
+            f"second moments off by {100 * self.rms_deviation:.1f} % (Monte Carlo error "
+            f"{100 * self.rms_monte_carlo_error:.1f} %), excess kurtosis {self.excess_kurtosis:.2f}"
+        )
+
+
+@dataclass(frozen=True)
+class TangentSummary(Summary):
+    """Of networks' tangent kernels beside the neural tangent kernel."""
+
+    mean: float
+    """Of the networks' tangent kernels at the first image, over the limit there, as what follows."""
+    standard_deviation: float
+
+    def in_words(self) -> str:
+        """What of it is printed."""
+        return (
+            f"mean tangent kernel off by {100 * self.rms_deviation:.1f} % (Monte Carlo error "
+            f"{100 * self.rms_monte_carlo_error:.1f} %), one network's by {100 * self.standard_deviation:.1f} %"
+        )
 
 
 def summary(samples: Samples, K: np.ndarray) -> Summary:
@@ -171,13 +237,19 @@ def summary(samples: Samples, K: np.ndarray) -> Summary:
     limit = K.astype(np.float64)[upper]
     deviations = samples.covariance[upper] / limit - 1
     errors = samples.standard_error[upper] / limit
+    of_all = (
+        samples.plan.width,
+        len(samples.outputs),
+        samples.n_all,
+        float(np.sqrt(np.mean(deviations**2))),
+        float(np.sqrt(np.mean(errors**2))),
+    )
+    if samples.plan.tangent:
+        ratio = samples.outputs.astype(np.float64) / float(K[0, 0])
+        return TangentSummary(*of_all, mean=float(ratio.mean()), standard_deviation=float(ratio.std(ddof=1)))
     z = standardised(samples, K)
-    return Summary(
-        width=samples.plan.width,
-        networks=len(z),
-        networks_at_all_images=samples.n_all,
-        rms_deviation=float(np.sqrt(np.mean(deviations**2))),
-        rms_monte_carlo_error=float(np.sqrt(np.mean(errors**2))),
+    return OutputSummary(
+        *of_all,
         variance=float(np.mean(z**2)),
         variance_standard_error=float(np.std(z**2) / np.sqrt(len(z) - 1)),
         excess_kurtosis=float(stats.kurtosis(z)),

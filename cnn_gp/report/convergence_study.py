@@ -12,16 +12,15 @@ import numpy as np
 
 from .. import memory
 from ..engines.gram import gram
-from ..evaluation.hyperparameters import hyperparameters
 from ..evaluation.tables import to_csv
 from ..progress import Progress
 from ..provenance import software
 from ..store.atomic import remove_leftovers, write_atomically
 from . import figures
-from .convergence import Plan, Samples, Summary, summary
+from .convergence import Plan, Samples, Summary, most_weights, summary
 
 if TYPE_CHECKING:
-    from ..kernels.nngp import NNGPKernel
+    from ..kernels.network_kernel import NetworkKernel
 
 #: Up to this width, all networks are evaluated at all images: narrow networks are cheap and their moments vary most.
 _NARROW = 10
@@ -46,14 +45,14 @@ class Study:
         """SHA-256 of the images, hexadecimal."""
         return hashlib.sha256(self.X.tobytes()).hexdigest()
 
-    def plan(self, kernel: "NNGPKernel", width: int) -> Plan:
+    def plan(self, kernel: "NetworkKernel", width: int) -> Plan:
         """What is drawn at one width."""
         at_all = self.draws if width <= _NARROW else min(self.wide_draws, self.draws)
         return Plan(kernel.describe(), self.data_hash, width, len(self.X), at_all, self.draws)
 
 
 def converge(
-    study: Study, name: str, kernel: "NNGPKernel", folder: Path, command: str, say: Callable[[str], None] = print
+    study: Study, name: str, kernel: "NetworkKernel", folder: Path, command: str, say: Callable[[str], None] = print
 ) -> list[Summary]:
     """
     Draw what is missing of a study, then write the figure (PNG and SVG) and its numbers (CSV and JSON).
@@ -66,19 +65,21 @@ def converge(
     """
     remove_leftovers(folder)
     samples = []
-    of_kernel = hyperparameters(kernel.describe())
     for width in study.widths:
-        # The weights, and the draw that they are made from.
-        sizes = [np.prod(size) if isinstance(size, tuple) else size**2 for size in of_kernel.filter_sizes]
-        memory.check(8 * width**2 * int(sum(sizes)), f"{name} at width {width:,}", "give smaller --widths")
-        samples.append(Samples(folder / f"{name}_width_{width}.npz", study.plan(kernel, width)))
+        plan = study.plan(kernel, width)
+        # The weights and the draw that they are made from; of a tangent kernel the derivatives by them at all images.
+        arrays = 2 + len(study.X) if plan.tangent else 2
+        advice = "give smaller --widths" + (" or fewer --n_images" if plan.tangent else "")
+        memory.check(4 * arrays * most_weights(plan), f"{name} at width {width:,}", advice)
+        samples.append(Samples(folder / f"{name}_width_{width}.npz", plan))
         done = len(samples[-1].outputs)
         say(f"{name}, width {width}: {done:,} of {study.draws:,} networks are there.")
         with Progress(study.draws, "networks", done) as progress:
             samples[-1].draw(kernel, study.X, progress)
     K = gram(kernel, study.X)
+    draw = figures.tangent_convergence if samples[0].plan.tangent else figures.convergence
     for kind in ("png", "svg"):
-        figure = figures.convergence(samples, K, f"{name}: finite networks and their limit, {study.dataset}")
+        figure = draw(samples, K, f"{name}: finite networks and their limit, {study.dataset}")
         figures.save(figure, folder / f"{name}.{kind}")
         say(str(folder / f"{name}.{kind}"))
     summaries = [summary(s, K) for s in samples]

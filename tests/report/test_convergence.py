@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cnn_gp import DeepKernel, ExReLU, build_kernel, load
+from cnn_gp import DeepKernel, ExReLU, NTKKernel, build_kernel, load
 from cnn_gp.errors import UserError
 from cnn_gp.report import convergence
 from cnn_gp.report.convergence import Plan, Samples, summary
@@ -20,7 +20,7 @@ X = np.random.default_rng(0).random((4, 25)).astype(np.float32)
 
 
 def plan(**changes):
-    return Plan(**{**{"width": 6, "n_images": 4, "all_images": 30, "draws": 70}, **changes}, **DATA)
+    return Plan(**{**DATA, "width": 6, "n_images": 4, "all_images": 30, "draws": 70, **changes})
 
 
 DATA = {"kernel": KERNEL.describe(), "data_hash": "made"}
@@ -38,6 +38,23 @@ def test_moments_and_errors_are_those_of_the_networks(tmp_path):
     products = f[:, :, None] * f[:, None, :]
     np.testing.assert_allclose(samples.covariance, products.mean(0), rtol=1e-6)
     np.testing.assert_allclose(samples.standard_error, products.std(0) / np.sqrt(29), rtol=1e-6)
+
+
+def test_tangent_kernels_are_those_of_the_networks(tmp_path):
+    kernel = NTKKernel(KERNEL.network, KERNEL.input_shape)
+    samples = Samples(tmp_path / "s.npz", plan(kernel=kernel.describe(), all_images=20, draws=30))
+    samples.draw(kernel, X, lambda n: None)
+    theta = KERNEL.network.finite(6, [1, 5, 5], draws=20, seed=0).ntk(X).numpy().astype(np.float64)
+    rest = KERNEL.network.finite(6, [1, 5, 5], draws=10, seed=20).ntk(X[:1]).numpy().ravel()
+    np.testing.assert_allclose(samples.outputs, np.concatenate([theta[:, 0, 0], rest]), rtol=1e-5)
+    np.testing.assert_allclose(samples.covariance, theta.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(samples.standard_error, theta.std(0) / np.sqrt(19), rtol=1e-4)
+    limit = np.array(kernel(X.astype(np.float64)))
+    found = summary(samples, limit)
+    ratio = np.concatenate([theta[:, 0, 0], rest]) / limit[0, 0]
+    assert found.mean == pytest.approx(ratio.mean(), rel=1e-5)
+    assert found.standard_deviation == pytest.approx(ratio.std(ddof=1), rel=1e-5)
+    assert "one network's by" in found.in_words()
 
 
 def test_a_stop_loses_one_batch_and_changes_nothing(tmp_path, monkeypatch):
@@ -166,3 +183,13 @@ def test_a_pooled_network_beside_its_limit(tmp_path):
     f = kernel.network.finite(4, [1, 8, 8], draws=20)(X[:1]).numpy().ravel().astype(np.float64)
     expected = np.mean(f**2) / float(kernel(X[:1].astype(np.float64))[0, 0])
     assert record["widths"][0]["variance"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_tangent_kernels_beside_their_limit(tmp_path):
+    flags = [f"--path={tmp_path}", "--models=convnet_gp", "--kernel=ntk", "--widths=4,8", "--draws=6", "--n_images=3"]
+    process = script("plot_convergence", *flags)
+    assert process.status == 0, process.stderr
+    assert "convnet_gp_ntk, width 8: mean tangent kernel off by" in process.stdout
+    record = json.loads((tmp_path / "convnet_gp_ntk.json").read_text())
+    assert set(record["widths"][0]) >= {"rms_deviation", "mean", "standard_deviation"}
+    assert (tmp_path / "convnet_gp_ntk.png").stat().st_size > 10_000
