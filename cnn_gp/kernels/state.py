@@ -137,7 +137,7 @@ def input_state(
             return tf.reshape(tf.cast(covariance, X.dtype), sizes)
 
         nngp = Covariances(cross, own1, own2).map(shaped)
-        return Kernels(nngp, nngp.map(tf.zeros_like) if ntk else None)
+        return Kernels(nngp, nngp.map(lambda covariance: 0.0 * covariance) if ntk else None)
 
     x = images(X)
     x2 = None if X2 is None else images(X2)
