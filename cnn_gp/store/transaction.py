@@ -132,7 +132,25 @@ def _write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path, root: str) -> Iterator[None]:
     """Hold a lock that ends with the process; none where the file system has no locks."""
-    with open(folder / f".{root}.lock", "ab") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    path = folder / f".{root}.lock"
+    while True:
+        with open(path, "ab") as file:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it has removed the file: a lock of a file that is gone keeps nobody out.
+            if not _is_at(file.fileno(), path):
+                continue
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -168,7 +168,8 @@ def killed_at_every_operation(workdir, before, flags, after, tmp_path):
         assert again.status == 0, again.stderr
         assert seen_by_all(copy) == after, number
         left = {path.name for folder in (copy, copy / "results") for path in folder.glob(".*")}
-        assert left == {".small.json.lock"}, (number, left)
+        # Of a process that was killed while it held it; the next that writes removes it.
+        assert left <= {".small.json.lock"}, (number, left)
         shutil.rmtree(copy)
         if ended.status == 0:
             assert found == after
@@ -255,7 +256,7 @@ def test_what_killed_predictions_and_reports_leave_is_removed_by_the_next(workdi
         assert left
         ended_well(name, *flags)
         assert written[name]() == whole
-        assert {path.name for path in workdir.rglob(".*")} == {".small.json.lock"}
+        assert not list(workdir.rglob(".*"))
 
 
 @pytest.mark.kills
