@@ -65,6 +65,9 @@ class Record:
             description = Description.from_json(json.dumps(fields["description"]))
             if found.owner != description.fingerprint:
                 raise Damaged("it belongs to another run")
+            sizes = {name: len(fields["labels"][name]) for name in LABELS}
+            if list(sizes.values()) != [description.N_train, description.N_vali, description.N_test]:
+                raise Damaged(f"it has labels of {sizes} images, which its description doesn't")
             return cls(fields["id"], description, fields["labels"])
         except FileNotFoundError:
             if path.is_symlink():

@@ -139,6 +139,18 @@ def test_a_changed_label_or_digit_of_the_record_is_found(tmp_path):
     assert engine.calls == 0
 
 
+def test_a_record_whose_sizes_arent_its_labels_is_refused_before_anything_is_counted(tmp_path):
+    """Undamaged as bytes: a program that lists the tiles of 1e15 images doesn't end."""
+    run = complete(tmp_path, make_data())
+    path = run.folder / "run.jsonl"
+    fields = json.loads(read_sealed(path, None)[0])
+    description = dataclasses.replace(run.description(), N_train=10**15)
+    fields["description"] = json.loads(description.to_json())
+    path.write_bytes(seal(json.dumps(fields).encode(), path.name, description.fingerprint))
+    with pytest.raises(UserError, match=r"run.jsonl is damaged \(it has labels of .*\): move this file alone away"):
+        RunDirectory(tmp_path, "small").missing_parts()
+
+
 # Parts ----------------------------------------------------------------------------------------------------------------
 
 
