@@ -3,10 +3,25 @@
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+_SILENT = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silent(silent: bool = True) -> Iterator[None]:
+    """In its block, and in this thread, a :class:`Progress` shows nothing."""
+    before = _SILENT.set(silent)
+    try:
+        yield
+    finally:
+        _SILENT.reset(before)
 
 
 class Progress:
@@ -27,7 +42,8 @@ class Progress:
         # The first units may have waited for a compiler: the rate is that of those after them.
         self._first: tuple[float, int] | None = None
         self._bar: Any = None
-        if sys.stderr.isatty():
+        self._silent = _SILENT.get()
+        if sys.stderr.isatty() and not self._silent:
             self._bar = tqdm(total=total, initial=done, unit=f" {unit}", unit_scale=True, dynamic_ncols=True)
 
     def __call__(self, units: int) -> None:
@@ -37,7 +53,7 @@ class Progress:
             now = time.monotonic()
             if self._bar is not None:
                 self._bar.update(units)
-            elif now - self._said >= self._SECONDS_BETWEEN_LINES:
+            elif not self._silent and now - self._said >= self._SECONDS_BETWEEN_LINES:
                 self._said = now
                 line = f"{self._done / self._total:6.1%}  {self._done:,} of {self._total:,} {self._unit}"
                 if self._first is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cnn_gp.progress import Progress, duration
+from cnn_gp.progress import Progress, duration, silent
 
 
 def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
@@ -13,6 +13,20 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
     first, second = capsys.readouterr().err.splitlines()
     assert first == " 50.0%  500 of 1,000 entries"
     assert second.startswith("100.0%  1,000 of 1,000 entries, ") and second.endswith("0 s left")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_where_it_is_silent(capsys, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr(Progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    with silent():
+        progress = Progress(1000, "entries")
+    with progress:
+        progress(1000)
+    assert capsys.readouterr().err == ""
+    with silent(), silent(False), Progress(1000, "entries") as progress:
+        progress(1000)
+    assert capsys.readouterr().err != ""
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Images as arrays: which are taken, how their pixels are scaled, and what a user should be told of them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,47 @@ def checked_images(name: str, x: np.ndarray) -> np.ndarray:
     if not np.isfinite(x).all():
         raise UserError(f"{name} has pixels that aren't finite float32 numbers: correct or remove these images.")
     return x
+
+
+def channels_first(name: str, x: np.ndarray) -> np.ndarray:
+    """
+    Images [N, C, H, W] of [N, H, W] or [N, H, W, C], or [N, D] as they are; uint8 or finite float32.
+
+    :param name: of the array, for messages.
+    :raises UserError: where they are something else.
+    """
+    if x.ndim not in (2, 3, 4):
+        raise UserError(f"{name} has shape {x.shape}: give [N, H, W], [N, H, W, C] or [N, D]")
+    x = checked_images(name, x)
+    if x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        return x[:, None]
+    _, height, width, channels = x.shape
+    if height in (1, 3) and width > 4 and channels > 4:
+        raise UserError(
+            f"{name} has shape {x.shape}, with channels first as it seems: give [N, H, W, C], which is "
+            f"numpy.moveaxis(x, 1, -1); where these are {channels} channels of {height} x {width} pixels, swap H and W"
+        )
+    return np.moveaxis(x, -1, 1)
+
+
+def flat_as_in_training(name: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    New images as :func:`flat_pixels` of the training images, [N, D] float32.
+
+    :param x: [N, D] or [N, *shape], where the channels may come last, and one channel may be left out.
+    :param shape: [C, *positions] of the training images.
+    :raises UserError: where they have another shape, or aren't uint8 or finite floating-point numbers.
+    """
+    x = checked_images(name, x)
+    if x.shape[1:] == (*shape[1:], shape[0]):
+        x = np.moveaxis(x, -1, 1)
+    elif x.shape[1:] not in ((math.prod(shape),), shape, shape[1:] if shape[0] == 1 else shape):
+        raise UserError(
+            f"{name} has images of shape {x.shape[1:]}; expected {shape} as in training, or flat [{math.prod(shape)}]."
+        )
+    return flat_pixels(x)
 
 
 def flat_pixels(x: np.ndarray) -> np.ndarray:

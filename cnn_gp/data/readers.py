@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .. import npz
 from ..errors import UserError
-from .images import checked_images
+from .images import channels_first
 
 _DIGITS_POOL = 1400
 _MNIST_ROWS = (60000, 10000)
@@ -235,22 +235,4 @@ def read_npz(path: Path) -> Source:
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: give the arrays {', '.join(_NPZ_KEYS)}")
     X, Y, Xt, Yt = (arrays[key] for key in _NPZ_KEYS)
-    return _source(str(path), _npz_images(path, "x_train", X), Y, _npz_images(path, "x_test", Xt), Yt)
-
-
-def _npz_images(path: Path, key: str, images: _Array) -> _Array:
-    """Images [N, C, H, W] or [N, D], uint8 or finite float32."""
-    if images.ndim not in (2, 3, 4):
-        raise UserError(f"{path}: {key} has shape {images.shape}: give [N, H, W], [N, H, W, C] or [N, D]")
-    images = checked_images(f"{path}: {key}", images)
-    if images.ndim == 2:
-        return images
-    if images.ndim == 3:
-        return images[:, None]
-    _, height, width, channels = images.shape
-    if height in (1, 3) and width > 4 and channels > 4:
-        raise UserError(
-            f"{path}: {key} has shape {images.shape}, with channels first as it seems: give [N, H, W, C], which is "
-            f"numpy.moveaxis(x, 1, -1); where these are {channels} channels of {height} x {width} pixels, swap H and W"
-        )
-    return np.moveaxis(images, -1, 1)
+    return _source(str(path), channels_first(f"{path}: x_train", X), Y, channels_first(f"{path}: x_test", Xt), Yt)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.images import checked_images, flat_pixels
+from ..data.images import flat_as_in_training
 from ..engines.gram import gram
 from ..errors import UserError
 from ..npz import read_npz
@@ -30,12 +30,7 @@ def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     last = (*shape[1:], shape[0])
     if x is None or not x.ndim or not len(x):
         raise UserError(f"{path} has no array 'x' with images; expected [N, {D}], or [N, {', '.join(map(str, last))}].")
-    x = checked_images(f"{path}: x", x)
-    if x.shape[1:] == last:
-        x = np.moveaxis(x, -1, 1)
-    elif x.shape[1:] not in ((D,), shape, shape[1:] if shape[0] == 1 else shape):
-        raise UserError(f"{path} has images of shape {x.shape[1:]}; expected {shape} as in training, or flat [{D}].")
-    return flat_pixels(x)
+    return flat_as_in_training(f"{path}: x", x, shape)
 
 
 def posterior_means(kernel: "NNGPKernel", X: np.ndarray, training: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -47,13 +42,18 @@ def posterior_means(kernel: "NNGPKernel", X: np.ndarray, training: np.ndarray, a
     :raises UserError: where a mean isn't finite.
     """
     means = gram(kernel, X.astype(training.dtype), training).astype(np.float64) @ alpha
+    check_finite(means, X)
+    return means
+
+
+def check_finite(means: np.ndarray, X: np.ndarray) -> None:
+    """:raises UserError: where one of the posterior means [N, n_classes] at images X [N, D] isn't finite."""
     bad = np.flatnonzero(~np.isfinite(means).all(axis=1))
     if len(bad):
         raise UserError(
             f"The posterior means of {len(bad)} images aren't finite, the first of them image {bad[0]}, whose values "
             f"are from {X[bad[0]].min():.3g} to {X[bad[0]].max():.3g}: scale the images as in training."
         )
-    return means
 
 
 def means_csv(means: np.ndarray) -> str:

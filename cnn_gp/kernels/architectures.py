@@ -100,12 +100,26 @@ def build_kernel(
         plain = changed.kernel(input_shape, name=run_name(model, seed))
     if kernel == "nngp" and pool is None:
         return plain
+    return network_kernel(
+        plain.network, input_shape, kernel=kernel, pool=pool, name=run_name(model, seed, kernel, pool)
+    )
+
+
+def network_kernel(
+    network: "Layer",
+    input_shape: Sequence[int],
+    *,
+    kernel: str = "nngp",
+    pool: Pool | None = None,
+    name: str | None = None,
+) -> "NetworkKernel":
+    """The kernel of a network of layers; the arguments are :func:`build_kernel`'s."""
     from .nngp import NNGPKernel
     from .ntk import NTKKernel
 
-    network = plain.network if pool is None else _with_pool(plain, pool)
-    cls = NNGPKernel if kernel == "nngp" else NTKKernel
-    return cls(network, input_shape, name=run_name(model, seed, kernel, pool))
+    if pool is not None:
+        network = _with_pool(network, input_shape, pool)
+    return (NNGPKernel if kernel == "nngp" else NTKKernel)(network, input_shape, name=name)
 
 
 def checked_architecture(
@@ -156,15 +170,18 @@ def checked_architecture(
     return architecture
 
 
-def _with_pool(plain: "NNGPKernel", pool: Pool) -> "Layer":
+def _with_pool(network: "Layer", input_shape: Sequence[int], pool: Pool) -> "Layer":
     """The network with an average pool before its first dense layer."""
     from .layers import AvgPool, Dense, GlobalAvgPool, Sequential
 
-    assert isinstance(plain.network, Sequential)
-    layers = plain.network.layers
-    readout = next(i for i, layer in enumerate(layers) if isinstance(layer, Dense))
+    layers = network.layers if isinstance(network, Sequential) else [network]
+    readout = next((i for i, layer in enumerate(layers) if isinstance(layer, Dense)), None)
+    if readout is None:
+        raise UserError(
+            f"A pool ({pool}) is asked for where the network has no Dense() in its outer Sequential: add one."
+        )
     before = Sequential(*layers[:readout])
-    if max(before.output_positions(plain.input_shape[1:]), default=1) == 1:
+    if max(before.output_positions(tuple(input_shape[1:])), default=1) == 1:
         raise UserError(
             f"A pool ({pool}) is asked for where the map before the readout is one pixel; expected a map to pool: "
             "leave the pool out."
