@@ -3,6 +3,8 @@ from .data.datasets import load as load
 from .engines.gram import gram as gram
 from .errors import ShrunkMapError as ShrunkMapError
 from .errors import UserError as UserError
+from .evaluation.estimators import NNGPClassifier as NNGPClassifier
+from .evaluation.estimators import NNGPRegressor as NNGPRegressor
 from .kernels.architectures import build_kernel as build_kernel
 from .kernels.deep import DeepKernel as DeepKernel
 from .kernels.finite import FiniteNetwork as FiniteNetwork

@@ -12,6 +12,10 @@ class UserError(Exception):
     exit_status = 1
 
 
+class InputError(UserError, ValueError):
+    """An estimator's parameter, X or y can't be used: scikit-learn expects a ValueError."""
+
+
 class ShrunkMapError(UserError, ValueError):
     """The network's map would have less than one pixel: it has no kernel (exit status 3, as in DESIGN)."""
 

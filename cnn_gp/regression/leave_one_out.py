@@ -18,8 +18,12 @@ class LeaveOneOut:
     variances: np.ndarray
     """[N], of the observation, noise included, for an output scale of 1."""
 
-    def log_predictive_density(self, Y: np.ndarray, output_scale: float = 1.0) -> float:
-        """The sum over images and classes of log p(y_i | the others), equation 5.10 and 5.11."""
+    def log_predictive_density(self, Y: np.ndarray, output_scale: float | np.ndarray = 1.0) -> float:
+        """
+        The sum over images and classes of log p(y_i | the others), equation 5.10 and 5.11.
+
+        :param output_scale: of all outputs, or of each, [n_classes].
+        """
         variances = output_scale * self.variances[:, None]
         densities = -0.5 * np.log(2 * math.pi * variances) - 0.5 * (Y - self.means) ** 2 / variances
         return float(densities.sum())

@@ -137,7 +137,7 @@ def solve(
         noise=noise,
         mean_diagonal=mean_diagonal,
         log_marginal_likelihoods=_log_marginal_likelihoods(Y, found.alpha, factor),
-        relative_residual=found.error / float(np.linalg.norm(Y)),
+        relative_residual=found.error / (float(np.linalg.norm(Y)) or 1.0),
         refinements=refinements,
         extreme_eigenvalues=extremes,
         times=times,

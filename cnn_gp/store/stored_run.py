@@ -51,6 +51,11 @@ class StoredRun:
         self._run = run
 
     @property
+    def directory(self) -> RunDirectory:
+        """The run's files."""
+        return self._run
+
+    @property
     def labels(self) -> dict[str, np.ndarray]:
         """The class numbers "Y" [N_train], "Yv" [N_vali] and "Yt" [N_test], int64."""
         return {name: values.copy() for name, values in self._run.labels().items()}

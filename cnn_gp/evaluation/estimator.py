@@ -1,0 +1,332 @@
+"""What the scikit-learn estimators share: from images to a solution, and from new images to the posterior."""
+
+import functools
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..data.images import channels_first, flat_as_in_training, flat_pixels, range_warning
+from ..engines.choice import make_engine
+from ..engines.engine import Engine
+from ..errors import InputError, UserError
+from ..progress import silent
+from ..regression.gram_matrix import GramMatrix
+from ..regression.leave_one_out import LeaveOneOut, leave_one_out
+from ..regression.predict import posterior_means, posterior_variances
+from ..regression.solve import Solution, solve
+from .computed_gram import ComputedGram, computed_kernels
+from .noise_choice import best_noise
+from .predict_images import check_finite
+
+if TYPE_CHECKING:
+    from ..kernels.architectures import Pool
+    from ..kernels.layer import Layer
+    from ..kernels.network_kernel import NetworkKernel
+
+Noise = float | Literal["loo", "validation"]
+
+#: Of so many images one is held out to choose the noise by noise="validation".
+HELD_OUT = 6
+
+
+@contextmanager
+def as_value_errors() -> Iterator[None]:
+    """In its block a user's error is a ValueError, which scikit-learn expects."""
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error, ValueError):
+            raise
+        raise InputError(str(error)) from error
+
+
+class NNGPEstimator(BaseEstimator):
+    """What the classifier and the regressor share; their parameters are documented there."""
+
+    def __init__(
+        self,
+        kernel: "str | Layer | NetworkKernel | None" = None,
+        *,
+        pool: "Pool | None" = None,
+        ntk: bool = False,
+        noise: Noise = 0.0,
+        image_shape: Sequence[int] | None = None,
+        engine: str = "auto",
+        n_threads: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.kernel = kernel
+        self.pool = pool
+        self.ntk = ntk
+        self.noise = noise
+        self.image_shape = image_shape
+        self.engine = engine
+        self.n_threads = n_threads
+        self.verbose = verbose
+
+    _solution: Solution
+    _leave_one_out: LeaveOneOut | None
+    _targets: np.ndarray
+    """[N, outputs]"""
+    _order: np.ndarray
+    """Of the images as they were given, the order in which they are kept."""
+
+    # What is fitted --------------------------------------------------------------------------------------------------
+
+    @property
+    def alpha_(self) -> np.ndarray:
+        """The solution of the linear system, [N, outputs], for the images ``X_train_``."""
+        return self._fitted().alpha
+
+    @property
+    def noise_(self) -> float:
+        """The noise, given or chosen, relative to the kernel's mean diagonal."""
+        return self._fitted().noise
+
+    @property
+    def jitter_(self) -> float:
+        """What had to be added besides, relative as the noise, for the matrix to be positive definite in float64."""
+        return self._fitted().jitter
+
+    @property
+    def log_marginal_likelihood_(self) -> float:
+        """Of all outputs, independent given the kernel, at an output scale of 1."""
+        return self._fitted().log_marginal_likelihood
+
+    @property
+    def loo_log_predictive_density_(self) -> float:
+        """The sum over images and outputs of the log density of each target, had its image been left out."""
+        return self._left_out().log_predictive_density(self._targets, self._output_scale(self._solution.alpha))
+
+    def _fitted(self) -> Solution:
+        check_is_fitted(self)
+        return self._solution
+
+    def _left_out(self) -> LeaveOneOut:
+        """Computed when it is first asked for: it takes as long as the factorisation."""
+        solution = self._fitted()
+        if self._leave_one_out is None:
+            with silent(not self.verbose):
+                self._leave_one_out = leave_one_out(solution, self._targets)
+        return self._leave_one_out
+
+    def _left_out_means(self) -> np.ndarray:
+        """[N, outputs], in the order in which the images were given."""
+        means = np.empty_like(self._targets)
+        means[self._order] = self._left_out().means
+        return means
+
+    def _output_scale(self, alpha: np.ndarray) -> Any:
+        """The factor of the kernel of maximum marginal likelihood: one, or one for each output."""
+        raise NotImplementedError
+
+    def _validation_loss(self, means: np.ndarray, Y: np.ndarray) -> float:
+        """What the noise makes small on images that are held out, for their targets Y."""
+        raise NotImplementedError
+
+    # Fitting ---------------------------------------------------------------------------------------------------------
+
+    def _fit(self, X: np.ndarray, Y: np.ndarray) -> None:
+        """For images as :meth:`_images` returns them and targets Y [N, outputs]."""
+        # So that a fit that fails leaves nothing of another.
+        self.__dict__.pop("_solution", None)
+        pixels, shape = self._pixels_and_shape(X)
+        kernel = self._build_kernel(shape)
+        self.image_shape_ = shape
+        self.kernel_description_ = kernel.describe()
+        self._order = np.arange(len(Y))
+        if self.noise == "validation":
+            held_out = self._order % HELD_OUT == HELD_OUT - 1
+            if not held_out.any():
+                raise InputError(
+                    f"There are {len(Y)} images; noise='validation' needs {HELD_OUT} or more: give a number."
+                )
+            self._order = np.concatenate([self._order[~held_out], self._order[held_out]])
+        self.X_train_ = pixels[self._order]
+        with silent(not self.verbose):
+            gram = ComputedGram(self._engine(), self.X_train_)
+            self._solve(gram, Y[self._order])
+
+    def _solve(
+        self,
+        gram: GramMatrix,
+        Y: np.ndarray,
+        validation_loss: Callable[[Solution], float] | None = None,
+    ) -> None:
+        """
+        :param validation_loss: for noise="validation", of a solution for all of Y; without it the last of Y are held
+            out.
+        """
+        self._targets = Y
+        self._leave_one_out = None
+        self.noise_search_: dict[float, float] = {}
+
+        def solve_for(N: int, noise: float) -> Solution:
+            say = print if self.verbose else lambda line: None
+            return solve(gram, Y[:N], 0.0, noise, say, images=lambda: self.X_train_)
+
+        def solve_at(noise: float) -> Solution:
+            return solve_for(len(Y), noise)
+
+        if self.noise == "loo":
+            found = {}
+
+            def loss(solution: Solution) -> float:
+                found[solution.noise] = leave_one_out(solution, Y)
+                return -found[solution.noise].log_predictive_density(Y, self._output_scale(solution.alpha))
+
+            self._solution, self.noise_search_ = best_noise(solve_at, loss)
+            self._leave_one_out = found[self._solution.noise]
+        elif self.noise == "validation" and validation_loss is not None:
+            self._solution, self.noise_search_ = best_noise(solve_at, validation_loss)
+        elif self.noise == "validation":
+            N = len(Y) - len(Y) // HELD_OUT
+            best, self.noise_search_ = best_noise(
+                lambda noise: solve_for(N, noise), lambda solution: self._validation_loss(solution.products[N:], Y[N:])
+            )
+            noise = best.noise
+            del best
+            self._solution = solve_at(noise)
+        elif not isinstance(self.noise, str) and 0 <= self.noise < math.inf:
+            self._solution = solve_at(float(self.noise))
+        else:
+            raise InputError(f"noise is {self.noise!r}; expected a number of at least 0, 'loo' or 'validation'.")
+
+    def _build_kernel(self, shape: tuple[int, ...]) -> "NetworkKernel":
+        from ..kernels.architectures import build_kernel, network_kernel
+        from ..kernels.layer import Layer
+        from ..kernels.layers import Dense, ExReLU, Sequential
+        from ..kernels.network_kernel import NetworkKernel
+
+        kernel: Any = self.kernel
+        if kernel is None:
+            vectors = Sequential(Dense(2.0, 0.1), ExReLU(), Dense(2.0, 0.1), ExReLU(), Dense())
+            kernel = "resnet_gp" if len(shape) > 1 else vectors
+        if isinstance(kernel, NetworkKernel):
+            if self.pool is not None or self.ntk:
+                raise InputError(
+                    "pool or ntk is given with a kernel; expected them with a name or layers: leave them out."
+                )
+            if tuple(kernel.input_shape) != shape:
+                raise InputError(f"The images have shape {shape} and the kernel's are {tuple(kernel.input_shape)}.")
+            return kernel
+        kind = "ntk" if self.ntk else "nngp"
+        if isinstance(kernel, Layer):
+            return network_kernel(kernel, shape, kernel=kind, pool=self.pool)
+        if not isinstance(kernel, str):
+            raise InputError(
+                f"kernel is a {type(kernel).__name__}; expected a model's name, a network of layers, "
+                "NNGPKernel or NTKKernel."
+            )
+        if len(shape) == 1:
+            raise InputError(
+                f"X has shape [N, {shape[0]}], and the kernel {kernel} is of images: give image_shape=(C, H, W), or X "
+                "as [N, H, W] or [N, H, W, C]."
+            )
+        return build_kernel(kernel, shape, kernel=kind, pool=self.pool)
+
+    def _engine(self) -> Engine:
+        description = json.dumps(self.kernel_description_, sort_keys=True)
+        return _engine(description, self.engine, self.n_threads, self.X_train_.dtype.name, os.getpid())
+
+    # Images ----------------------------------------------------------------------------------------------------------
+
+    def _images(self, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:
+        """X, in its shape, and y where it is given, after scikit-learn's checks."""
+        X = X if hasattr(X, "ndim") else np.asarray(X)
+        shape = X.shape
+        if X.ndim > 2:
+            X = np.asarray(X).reshape(len(X), math.prod(shape[1:]))
+        checked = validate_data(self, X, y, reset=reset, **checks)
+        if isinstance(checked, tuple):
+            return checked[0].reshape(shape), checked[1]
+        return checked.reshape(shape)
+
+    def _pixels_and_shape(self, X: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The training images, [N, D] float32, channel first, and their shape [C, *positions]."""
+        given = self.image_shape
+        if given is None and X.ndim == 2:
+            given = getattr(self.kernel, "input_shape", None)
+        shape = None if given is None else tuple(int(n) for n in given)
+        if shape is not None and len(shape) == 2:
+            shape = (1, *shape)
+        if X.ndim == 2 and shape in (None, X.shape[1:]):
+            return flat_pixels(channels_first("X", _as_numbers(X))), X.shape[1:]
+        if X.ndim == 2 and shape is not None:
+            return flat_as_in_training("X", X, shape), shape
+        X = channels_first("X", X)
+        if shape not in (None, X.shape[1:]):
+            raise InputError(
+                f"X has images of shape {X.shape[1:]}; image_shape is {shape}, channels first: leave it out."
+            )
+        return flat_pixels(X), X.shape[1:]
+
+    def _posterior(self, X: Any, *, variances: bool) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The posterior means [N, outputs] and variances [N] at images; these are 0 where they aren't asked for.
+        """
+        solution = self._fitted()
+        with as_value_errors(), silent(not self.verbose):
+            X = self._images(X, reset=False)
+            if len(self.image_shape_) == 1:
+                X = _as_numbers(X)
+            pixels = flat_as_in_training("X", X, self.image_shape_).astype(self.X_train_.dtype)
+            remark = range_warning("the images", pixels, self.X_train_) if len(self.image_shape_) > 1 else None
+            if remark is not None:
+                warnings.warn(remark.removeprefix("warning: "), stacklevel=3)
+            means, found = [], []
+            for kernel in computed_kernels(self._engine(), pixels, self.X_train_):
+                n_rows = len(kernel.K)
+                means += posterior_means(kernel, [solution.alpha], n_rows)
+                found.append(posterior_variances(kernel, solution, n_rows) if variances else np.zeros(n_rows))
+            result = np.concatenate(means)
+            check_finite(result, pixels)
+            return result, np.concatenate(found)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_solution")
+
+    # Pickling --------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without TensorFlow's objects: a network or kernel goes as its description."""
+        state = super().__getstate__()
+        kernel = state["kernel"]
+        if kernel is not None and not isinstance(kernel, str):
+            state["kernel"] = ("kernel" if hasattr(kernel, "input_shape") else "layer", kernel.describe())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["kernel"], tuple):
+            from ..kernels.description import kernel_from_description
+            from ..kernels.layer import layer_from_description
+
+            kind, description = state["kernel"]
+            made = kernel_from_description(description) if kind == "kernel" else layer_from_description(description)
+            state = {**state, "kernel": made}
+        super().__setstate__(state)
+
+
+@functools.lru_cache(maxsize=4)
+def _engine(description: str, name: str, n_threads: int | None, float_type: str, process: int) -> Engine:
+    """:param process: an engine's threads aren't there in a process that was forked."""
+    import tensorflow as tf
+
+    from ..kernels.description import kernel_from_description
+
+    n_gpus = len(tf.config.get_visible_devices("GPU"))
+    kernel = kernel_from_description(json.loads(description))
+    return make_engine(name, kernel, n_gpus=n_gpus, float_type=float_type, n_threads=n_threads)
+
+
+def _as_numbers(X: np.ndarray) -> np.ndarray:
+    """Vectors, which unlike images may be of whole numbers: these as floating-point ones; uint8 stays."""
+    return X.astype(np.float32) if X.dtype.kind in "biu" and X.dtype != np.uint8 else X

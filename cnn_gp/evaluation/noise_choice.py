@@ -1,0 +1,29 @@
+"""The observation noise chosen from a grid, with one factorisation each."""
+
+from collections.abc import Callable, Iterable
+
+from ..regression.solve import Solution
+
+#: The grid, relative to the mean diagonal.
+NOISES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def best_noise(
+    solve_at: Callable[[float], Solution], loss: Callable[[Solution], float], noises: Iterable[float] = NOISES
+) -> tuple[Solution, dict[float, float]]:
+    """
+    The solution of the noise with the smallest loss, the first of them; and all losses.
+
+    No more than two factors are in memory at a time.
+    """
+    best: Solution | None = None
+    losses: dict[float, float] = {}
+    for noise in noises:
+        solution = solve_at(noise)
+        found = loss(solution)
+        if best is None or found < min(losses.values()):
+            best = solution
+        losses[noise] = found
+        del solution
+    assert best is not None
+    return best, losses
