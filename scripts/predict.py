@@ -46,8 +46,9 @@ def main() -> None:
         from cnn_gp.kernels.description import kernel_from_description
 
         kernel = kernel_from_description(description.kernel)
-    means = posterior_means(kernel, X, training, alpha)
-    warnings = [range_warning("the images", X, training)]
+    zca = run.whitening()
+    means = posterior_means(kernel, X if zca is None else zca.transform(X), training, alpha)
+    warnings = [range_warning("the images", X, run.raw_images()["X"])]
     if training.dtype == np.float32:
         warnings.append(small_pixels_warning("the images", X))
     for warning in filter(None, warnings):

@@ -32,6 +32,8 @@ flags.DEFINE_integer("n_blocks", 3, "With --model=resnet_gp: blocks, each but th
 flags.DEFINE_float("var_weight", None, "Weight variance in place of the model's own.")
 flags.DEFINE_float("var_bias", None, "Bias variance in place of the model's own.")
 flags.DEFINE_bool("multiply_by_sqrt2", None, "Whether the ReLU is times sqrt(2).")
+flags.DEFINE_float("zca", None, "Whiten the images, with this regularization relative to the mean eigenvalue: 1e-2.")
+flags.DEFINE_bool("flip", False, "Train on the mirror images of the training images too: twice as many.")
 flags.DEFINE_enum("engine", "auto", ENGINES, "How entries are computed; auto: fused (on the CPU) where it can.")
 flags.DEFINE_integer("n_threads", None, "Threads of the fused engine; by default one a core.", lower_bound=1)
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision of the kernel's entries.")
@@ -46,8 +48,8 @@ ARGUMENTS = "allow_skip skip_rule depth n_blocks var_weight var_bias multiply_by
 
 #: The flags that are the request's fields of the same name.
 REQUEST_FLAGS = (
-    "path model seed kernel run_name dataset data_dir n_max float_type engine n_gpus batch_size n_threads scheduler "
-    "claim_timeout verify"
+    "path model seed kernel run_name dataset data_dir zca flip n_max float_type engine n_gpus batch_size n_threads "
+    "scheduler claim_timeout verify"
 ).split()
 
 

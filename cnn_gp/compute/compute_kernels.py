@@ -61,6 +61,10 @@ class Request:
     """Images; by default the data set's own number, here and below."""
     N_vali: int | None = None
     N_test: int | None = None
+    zca: float | None = None
+    """The images are whitened, by :class:`cnn_gp.data.preprocessing.ZCA` of this regularization."""
+    flip: bool = False
+    """Each training image is followed by its mirror image: N_train becomes twice as many."""
     n_max: int = DEFAULT_N_MAX
     """Images on a side of a tile."""
     float_type: Literal["float32", "float64"] = "float32"
@@ -84,6 +88,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} is {value}; expected a whole number of at least {least}.")
+        if self.zca is not None and not 0 < self.zca < float("inf"):
+            raise UserError(f"--zca is {self.zca}; expected a finite number above 0, such as 1e-2.")
         i, n = self.shard
         if not 1 <= i <= n <= _MOST_SHARDS:
             raise UserError(
@@ -108,6 +114,11 @@ class Request:
 
     def _models_name(self) -> str:
         return run_name(self.model, self.seed, self.kernel, self.pool)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """For the run's description."""
+        return ({"flip": True} if self.flip else {}) | ({} if self.zca is None else {"zca": self.zca})
 
     def build_kernel(self, image_shape: Sequence[int], *, with_pool: bool = True) -> "NetworkKernel":
         """The kernel for images of a shape; without the pool that is asked for, to compare."""
@@ -138,6 +149,13 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     )
     for line in data.in_words(request.float_type):
         say(line)
+    if request.flip:
+        from ..data.preprocessing import with_flips_of_training
+
+        data = with_flips_of_training(data)
+        say(f"{data.name}: with the mirror image of each, {data.sizes[0]:,} training images.")
+    if request.zca is not None:
+        say(f"{data.name}: whitened, as the training images are, with regularization {request.zca:g}.")
     with without_startup_messages():
         from ..engines.tensorflow import configure, default_batch_size
 
@@ -146,7 +164,12 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         kernel = request.build_kernel(data.image_shape)
     choice = choose_engine(request.engine, kernel, n_gpus=request.n_gpus, float_type=request.float_type)
     description = Description.of(
-        data, model=request.model, kernel=kernel.describe(), n_max=request.n_max, float_type=request.float_type
+        data,
+        model=request.model,
+        kernel=kernel.describe(),
+        n_max=request.n_max,
+        float_type=request.float_type,
+        preprocessing=request.preprocessing,
     )
     if choice.name == "tensorflow" and request.batch_size is None and request.scheduler is None:
         # Before anything is written, for its error.

@@ -5,18 +5,19 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from ..data.images import channels_first, flat_as_in_training, flat_pixels, range_warning
+from ..data.preprocessing import ZCA
+from ..data.validation import as_numbers, as_value_errors, validated
 from ..engines.choice import make_engine
 from ..engines.engine import Engine
-from ..errors import InputError, UserError
+from ..errors import InputError
 from ..progress import silent
 from ..regression.gram_matrix import GramMatrix
 from ..regression.leave_one_out import LeaveOneOut, leave_one_out
@@ -35,17 +36,6 @@ Noise = float | Literal["loo", "validation"]
 
 #: Of so many images one is held out to choose the noise by noise="validation".
 HELD_OUT = 6
-
-
-@contextmanager
-def as_value_errors() -> Iterator[None]:
-    """In its block a user's error is a ValueError, which scikit-learn expects."""
-    try:
-        yield
-    except UserError as error:
-        if isinstance(error, ValueError):
-            raise
-        raise InputError(str(error)) from error
 
 
 class NNGPEstimator(BaseEstimator):
@@ -78,6 +68,10 @@ class NNGPEstimator(BaseEstimator):
     """[N, outputs]"""
     _order: np.ndarray
     """Of the images as they were given, the order in which they are kept."""
+    _pixel_range: np.ndarray
+    """[2], of the training images as they were given."""
+    _zca: ZCA | None
+    """Of a stored run whose images are whitened."""
 
     # What is fitted --------------------------------------------------------------------------------------------------
 
@@ -135,7 +129,7 @@ class NNGPEstimator(BaseEstimator):
     # Fitting ---------------------------------------------------------------------------------------------------------
 
     def _fit(self, X: np.ndarray, Y: np.ndarray) -> None:
-        """For images as :meth:`_images` returns them and targets Y [N, outputs]."""
+        """For images as :func:`~cnn_gp.data.validation.validated` returns them and targets Y [N, outputs]."""
         # So that a fit that fails leaves nothing of another.
         self.__dict__.pop("_solution", None)
         pixels, shape = self._pixels_and_shape(X)
@@ -151,6 +145,8 @@ class NNGPEstimator(BaseEstimator):
                 )
             self._order = np.concatenate([self._order[~held_out], self._order[held_out]])
         self.X_train_ = pixels[self._order]
+        self._zca = None
+        self._pixel_range = np.array([pixels.min(), pixels.max()])
         with silent(not self.verbose):
             gram = ComputedGram(self._engine(), self.X_train_)
             self._solve(gram, Y[self._order])
@@ -239,17 +235,6 @@ class NNGPEstimator(BaseEstimator):
 
     # Images ----------------------------------------------------------------------------------------------------------
 
-    def _images(self, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:
-        """X, in its shape, and y where it is given, after scikit-learn's checks."""
-        X = X if hasattr(X, "ndim") else np.asarray(X)
-        shape = X.shape
-        if X.ndim > 2:
-            X = np.asarray(X).reshape(len(X), math.prod(shape[1:]))
-        checked = validate_data(self, X, y, reset=reset, **checks)
-        if isinstance(checked, tuple):
-            return checked[0].reshape(shape), checked[1]
-        return checked.reshape(shape)
-
     def _pixels_and_shape(self, X: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
         """The training images, [N, D] float32, channel first, and their shape [C, *positions]."""
         given = self.image_shape
@@ -259,7 +244,7 @@ class NNGPEstimator(BaseEstimator):
         if shape is not None and len(shape) == 2:
             shape = (1, *shape)
         if X.ndim == 2 and shape in (None, X.shape[1:]):
-            return flat_pixels(channels_first("X", _as_numbers(X))), X.shape[1:]
+            return flat_pixels(channels_first("X", as_numbers(X))), X.shape[1:]
         if X.ndim == 2 and shape is not None:
             return flat_as_in_training("X", X, shape), shape
         X = channels_first("X", X)
@@ -275,13 +260,15 @@ class NNGPEstimator(BaseEstimator):
         """
         solution = self._fitted()
         with as_value_errors(), silent(not self.verbose):
-            X = self._images(X, reset=False)
+            X = validated(self, X, reset=False)
             if len(self.image_shape_) == 1:
-                X = _as_numbers(X)
-            pixels = flat_as_in_training("X", X, self.image_shape_).astype(self.X_train_.dtype)
-            remark = range_warning("the images", pixels, self.X_train_) if len(self.image_shape_) > 1 else None
+                X = as_numbers(X)
+            pixels = flat_as_in_training("X", X, self.image_shape_)
+            remark = range_warning("the images", pixels, self._pixel_range) if len(self.image_shape_) > 1 else None
             if remark is not None:
                 warnings.warn(remark.removeprefix("warning: "), stacklevel=3)
+            whitened = pixels if self._zca is None else self._zca.transform(pixels)
+            pixels = whitened.astype(self.X_train_.dtype)
             means, found = [], []
             for kernel in computed_kernels(self._engine(), pixels, self.X_train_):
                 n_rows = len(kernel.K)
@@ -325,8 +312,3 @@ def _engine(description: str, name: str, n_threads: int | None, float_type: str,
     n_gpus = len(tf.config.get_visible_devices("GPU"))
     kernel = kernel_from_description(json.loads(description))
     return make_engine(name, kernel, n_gpus=n_gpus, float_type=float_type, n_threads=n_threads)
-
-
-def _as_numbers(X: np.ndarray) -> np.ndarray:
-    """Vectors, which unlike images may be of whole numbers: these as floating-point ones; uint8 stays."""
-    return X.astype(np.float32) if X.dtype.kind in "biu" and X.dtype != np.uint8 else X

@@ -15,13 +15,14 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.multiclass import check_classification_targets
 
+from ..data.validation import as_value_errors, validated
 from ..errors import InputError
 from ..progress import silent
 from ..regression.predict import error_percent, posterior_means
 from ..regression.solve import Solution, targets
 from ..store.stored_matrix import StoredGram, StoredKernel
 from ..store.stored_run import open_run
-from .estimator import NNGPEstimator, Noise, as_value_errors
+from .estimator import NNGPEstimator, Noise
 from .metrics import log_probabilities, output_scale
 
 
@@ -74,8 +75,8 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
         """
         The classifier fitted on a finished run of ``save_kernels.py``: its kernel isn't computed again.
 
-        Every byte that is read is verified. Its classes are the run's class numbers, and noise="validation" uses the
-        run's validation images.
+        Every byte that is read is verified; new images are whitened as the run's were. The classes are the run's class
+        numbers, and noise="validation" uses the run's validation images.
 
         :param path: the run's folder, WORKDIR/RUN.
         :raises UserError: as :func:`cnn_gp.open_run`.
@@ -96,7 +97,9 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
         self.classes_ = np.arange(description.n_classes)
         self.image_shape_ = description.image_shape
         self.kernel_description_ = description.kernel
-        self.X_train_ = stored.images["X"]
+        self.X_train_, raw = stored.images["X"], run.raw_images()["X"]
+        self._zca = run.whitening()
+        self._pixel_range = np.array([raw.min(), raw.max()])
         self.n_features_in_ = self.X_train_.shape[1]
         self._order = np.arange(description.N_train)
 
@@ -114,7 +117,7 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
         :param y: [N] labels, of at least two classes.
         """
         with as_value_errors():
-            X, y = self._images(X, y, reset=True)
+            X, y = validated(self, X, y, reset=True)
             check_classification_targets(y)
             self.classes_, numbers = np.unique(y, return_inverse=True)
             if len(self.classes_) < 2:
@@ -173,7 +176,7 @@ class NNGPRegressor(RegressorMixin, NNGPEstimator):
         :param y: [N] or [N, outputs].
         """
         with as_value_errors():
-            X, y = self._images(X, y, reset=True, multi_output=True, y_numeric=True)
+            X, y = validated(self, X, y, reset=True, multi_output=True, y_numeric=True)
             self._one_output = y.ndim == 1
             self._fit(X, np.asarray(y, np.float64).reshape(len(y), -1))
         return self

@@ -195,7 +195,7 @@ def _test_images(workdir: Path, name: str) -> np.ndarray | None:
     run = RunDirectory(workdir, name)
     try:
         shape = tuple(run.description().image_shape)
-        X = run.images()["Xt"]
+        X = run.raw_images()["Xt"]
     except UserError:
         return None
     if len(shape) != 3 or shape[0] not in (1, 3):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..data.datasets import Dataset
@@ -29,13 +29,28 @@ class Description:
     N_test: int
     n_max: int
     float_type: str
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    """
+    {"flip": True} where the training images have their mirror images among them, {"zca": regularization} where all are
+    whitened. ``data_hash`` and the sizes are with flips, and before whitening, in whose rounding machines differ.
+    """
 
     @classmethod
-    def of(cls, data: Dataset, *, model: str, kernel: dict[str, Any], n_max: int, float_type: str) -> "Description":
+    def of(
+        cls,
+        data: Dataset,
+        *,
+        model: str,
+        kernel: dict[str, Any],
+        n_max: int,
+        float_type: str,
+        preprocessing: dict[str, Any] | None = None,
+    ) -> "Description":
         """
         The description of a run of a kernel on a data set.
 
         :param kernel: the kernel's own description.
+        :param preprocessing: as :attr:`preprocessing`, or none.
         """
         N_train, N_vali, N_test = data.sizes
         return cls(
@@ -50,6 +65,7 @@ class Description:
             N_test=N_test,
             n_max=n_max,
             float_type=float_type,
+            preprocessing=preprocessing or {},
         )
 
     @property
@@ -59,7 +75,11 @@ class Description:
 
     def to_json(self) -> str:
         """The description as one line of JSON with sorted keys."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+        return json.dumps({"format": FORMAT, **self._fields()}, sort_keys=True)
+
+    def _fields(self) -> dict[str, Any]:
+        # Without preprocessing as it was before there was any: the fingerprints of stored runs stay.
+        return {name: value for name, value in asdict(self).items() if name != "preprocessing" or value}
 
     @classmethod
     def from_json(cls, text: str) -> "Description":
@@ -79,7 +99,8 @@ class Description:
 
 def differences(there: Description, asked: Description) -> str:
     """The first three places in which two descriptions differ, with both values, as text."""
-    found = list(_differing(json.loads(there.to_json()), json.loads(asked.to_json()), ""))
+    old, new = ({"preprocessing": {}, **json.loads(one.to_json())} for one in (there, asked))
+    found = list(_differing(old, new, ""))
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 

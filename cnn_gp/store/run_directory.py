@@ -4,7 +4,8 @@ The working directory: what stage 1 writes and stage 2 reads.
 A run RUN in a working directory WORKDIR is
 
 - ``WORKDIR/RUN/run.jsonl``: the run's description and the labels ``Y``, ``Yv``, ``Yt`` (:mod:`.record`);
-- ``WORKDIR/RUN/images.h5``: the images ``X``, ``Xv``, ``Xt``, for workers, which need nothing but this directory;
+- ``WORKDIR/RUN/images.h5``: the images ``X``, ``Xv``, ``Xt``, for workers, which need nothing but this directory; of a
+  run that whitens them also whitened, ``whitened/X``, ...;
 - ``WORKDIR/RUN/Kxx_0000.h5``, ...: the parts (:mod:`.tiling`, :mod:`.part_file`);
 - ``WORKDIR/RUN/Kxx_0000.row_0.npz``, only while a part of several rows is being computed: its finished rows;
 - ``WORKDIR/RUN/claims``: which process computes which part;
@@ -21,7 +22,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -37,8 +38,14 @@ from .record import LABELS, Record
 from .sealed import Damaged, Seal, read_seal, read_sealed, seal
 from .tiling import MATRICES, Part, TileRow
 
+if TYPE_CHECKING:
+    from ..data.preprocessing import ZCA
+
 #: The images of each matrix's rows.
 ROW_IMAGES = {"Kxx": "X", "Kxvx": "Xv", "Kxtx": "Xt"}
+
+#: In the file of images.
+_WHITENED = "whitened"
 
 
 class RunDirectory:
@@ -91,8 +98,13 @@ class RunDirectory:
         if self._defect_of_images() is not None:
             content = io.BytesIO()
             with h5py.File(content, "w", libver="latest") as file:
-                for name, values in (("X", data.X), ("Xv", data.Xv), ("Xt", data.Xt)):
+                images = {"X": data.X, "Xv": data.Xv, "Xt": data.Xt}
+                for name, values in images.items():
                     file.create_dataset(name, data=values, chunks=True)
+                zca = _whitening(description, data.X)
+                if zca is not None:
+                    for name, values in images.items():
+                        file.create_dataset(f"{_WHITENED}/{name}", data=zca.transform(values), chunks=True)
             self._write(self._images_path, content.getvalue())
         if is_old:
             upgrade.seal_parts(self.folder, description)
@@ -236,12 +248,22 @@ class RunDirectory:
 
     def images(self) -> dict[str, np.ndarray]:
         """
-        The images "X" [N_train, D], "Xv" [N_vali, D] and "Xt" [N_test, D], in the run's precision.
+        The images "X" [N_train, D], "Xv" [N_vali, D] and "Xt" [N_test, D], in the run's precision, as they
+        are given to the kernel: whitened where the run whitens them.
 
         :raises UserError: where they aren't there, or can't be read.
         """
-        images = self._stored_images()
+        folder = f"{_WHITENED}/" if "zca" in self.description().preprocessing else ""
+        images = self._stored_images(folder)
         return {name: values.astype(self.description().float_type) for name, values in images.items()}
+
+    def raw_images(self) -> dict[str, np.ndarray]:
+        """The same before whitening, float32."""
+        return self._stored_images()
+
+    def whitening(self) -> "ZCA | None":
+        """What new images have to be transformed by, or None. :raises UserError: as :meth:`images`."""
+        return _whitening(self.description(), self.raw_images()["X"])
 
     def check_complete(self) -> None:
         """:raises UserError: where parts are missing or unusable; it lists them."""
@@ -394,12 +416,12 @@ class RunDirectory:
             raise _unreadable(self._images_path, error) from error
         return None
 
-    def _stored_images(self) -> dict[str, np.ndarray]:
+    def _stored_images(self, folder: str = "") -> dict[str, np.ndarray]:
         remedy = "start save_kernels.py again with the same flags, which writes them again and keeps all parts"
         try:
             content, _ = read_sealed(self._images_path, self.description().fingerprint)
             with h5py.File(io.BytesIO(content), "r") as file:
-                return {name: file[name][()] for name in ("X", "Xv", "Xt")}
+                return {name: file[folder + name][()] for name in ("X", "Xv", "Xt")}
         except FileNotFoundError as error:
             raise UserError(f"The images of the run aren't in {self._images_path}: {remedy}.") from error
         except Damaged as error:
@@ -442,6 +464,16 @@ class RunDirectory:
         except Damaged as error:
             raise _damaged(self._part_path(part), error) from error
         return entries, diagonal
+
+
+def _whitening(description: Description, training: np.ndarray) -> "ZCA | None":
+    """The run's, fitted to its training images [N_train, D] before whitening, float32."""
+    if "zca" not in description.preprocessing:
+        return None
+    # Only here: scikit-learn takes most of a second.
+    from ..data.preprocessing import ZCA
+
+    return ZCA(description.preprocessing["zca"]).fit(training)
 
 
 def runs_in(workdir: str | os.PathLike) -> list[str]:

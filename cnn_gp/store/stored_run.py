@@ -62,7 +62,10 @@ class StoredRun:
 
     @property
     def images(self) -> dict[str, np.ndarray]:
-        """The images "X" [N_train, D], "Xv" [N_vali, D] and "Xt" [N_test, D], channel first, in the run's precision."""
+        """
+        The images "X" [N_train, D], "Xv" [N_vali, D] and "Xt" [N_test, D], channel first, in the run's precision; as
+        the kernel is given them, whitened where the run whitens them.
+        """
         return self._run.images()
 
     def diagonal(self, matrix: str) -> np.ndarray:

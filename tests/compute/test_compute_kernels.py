@@ -26,6 +26,8 @@ def request(path, **changes):
         ({"n_gpus": -1}, "--n_gpus is -1; expected a whole number of at least 0"),
         ({"batch_size": 0}, "--batch_size is 0"),
         ({"n_threads": 0}, "--n_threads is 0"),
+        ({"zca": 0.0}, "--zca is 0.0; expected a finite number above 0, such as 1e-2"),
+        ({"zca": float("nan")}, "--zca is nan"),
         ({"shard": (3, 2)}, "--shard is 3/2; expected i/n"),
         (
             {"kernel_arguments": {"var_bias": 1.0}},
