@@ -30,6 +30,11 @@ class ComputedGram:
                 _check_finite(engine, entries, X[start:], X[start:])
                 self._rows.append(entries)
 
+    @staticmethod
+    def n_bytes(N: int, n_max: int = ROWS) -> int:
+        """The memory that it takes in float32, and a row of tiles in float64 twice while it is read."""
+        return sum(4 * min(n_max, N - start) * (N - start) for start in range(0, N, n_max)) + 16 * min(n_max, N) * N
+
     def rows(self) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`~cnn_gp.regression.gram_matrix.GramMatrix.rows`"""
         for i, entries in enumerate(self._rows):

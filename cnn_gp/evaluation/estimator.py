@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from .. import memory
 from ..data.images import channels_first, flat_as_in_training, flat_pixels, range_warning
 from ..data.preprocessing import ZCA
 from ..data.validation import as_numbers, as_value_errors, validated
@@ -21,6 +23,7 @@ from ..errors import InputError
 from ..progress import silent
 from ..regression.gram_matrix import GramMatrix
 from ..regression.leave_one_out import LeaveOneOut, leave_one_out
+from ..regression.lower_triangle import LowerTriangle
 from ..regression.predict import posterior_means, posterior_variances
 from ..regression.solve import Solution, solve
 from .computed_gram import ComputedGram, computed_kernels
@@ -132,6 +135,8 @@ class NNGPEstimator(BaseEstimator):
         """For images as :func:`~cnn_gp.data.validation.validated` returns them and targets Y [N, outputs]."""
         # So that a fit that fails leaves nothing of another.
         self.__dict__.pop("_solution", None)
+        self._check_noise()
+        self._check_memory(len(Y))
         pixels, shape = self._pixels_and_shape(X)
         kernel = self._build_kernel(shape)
         self.image_shape_ = shape
@@ -191,10 +196,22 @@ class NNGPEstimator(BaseEstimator):
             noise = best.noise
             del best
             self._solution = solve_at(noise)
-        elif not isinstance(self.noise, str) and 0 <= self.noise < math.inf:
-            self._solution = solve_at(float(self.noise))
         else:
+            self._solution = solve_at(float(self.noise))
+
+    def _check_noise(self) -> None:
+        is_number = isinstance(self.noise, numbers.Real) and 0 <= self.noise < math.inf
+        if self.noise not in ("loo", "validation") and not is_number:
             raise InputError(f"noise is {self.noise!r}; expected a number of at least 0, 'loo' or 'validation'.")
+
+    def _check_memory(self, N: int) -> None:
+        """Before the kernel is computed, which takes longest."""
+        n_factors = 2 if isinstance(self.noise, str) else 1
+        memory.check(
+            ComputedGram.n_bytes(N) + n_factors * LowerTriangle.n_bytes(N),
+            f"Fitting {N:,} images",
+            "fit fewer, or take save_kernels.py and classify_gp.py, which keep the kernel on disk",
+        )
 
     def _build_kernel(self, shape: tuple[int, ...]) -> "NetworkKernel":
         from ..kernels.architectures import build_kernel, network_kernel
@@ -285,7 +302,7 @@ class NNGPEstimator(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without TensorFlow's objects: a network or kernel goes as its description."""
-        state = super().__getstate__()
+        state = dict(super().__getstate__())
         kernel = state["kernel"]
         if kernel is not None and not isinstance(kernel, str):
             state["kernel"] = ("kernel" if hasattr(kernel, "input_shape") else "layer", kernel.describe())

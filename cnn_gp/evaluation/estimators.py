@@ -76,7 +76,8 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
         The classifier fitted on a finished run of ``save_kernels.py``: its kernel isn't computed again.
 
         Every byte that is read is verified; new images are whitened as the run's were. The classes are the run's class
-        numbers, and noise="validation" uses the run's validation images.
+        numbers, and noise="validation" uses the run's validation images. Fitted again, or cloned, it has the run's
+        kernel, and whitens nothing.
 
         :param path: the run's folder, WORKDIR/RUN.
         :raises UserError: as :func:`cnn_gp.open_run`.
@@ -108,6 +109,7 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
             return error_percent(means, labels["Yv"])
 
         with as_value_errors(), silent(not verbose):
+            self._check_noise()
             self._solve(StoredGram(run), targets(labels["Y"], description.n_classes), validation_loss)
         return self
 

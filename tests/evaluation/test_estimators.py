@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from cnn_gp import Dense, ExReLU, NNGPClassifier, NNGPKernel, NNGPRegressor, Sequential, build_kernel, gram
+from cnn_gp import Dense, ExReLU, NNGPClassifier, NNGPKernel, NNGPRegressor, Sequential, build_kernel, gram, memory
 from cnn_gp.compute.compute_kernels import Request, compute_kernels
 from cnn_gp.engines.choice import make_engine
 from cnn_gp.evaluation import classify
@@ -221,6 +221,7 @@ def test_a_fitted_one_pickles_without_tensorflow(kernel):
     model = NNGPRegressor(kernel, noise="loo").fit(x, x[:, 0])
     content = pickle.dumps(model)
     assert b"tensorflow" not in content and b"gpflow" not in content
+    assert model.kernel is kernel
     again = pickle.loads(content)
     for before, after in zip(model.predict(x, return_std=True), again.predict(x, return_std=True), strict=True):
         np.testing.assert_array_equal(before, after)
@@ -257,6 +258,8 @@ def test_a_fit_that_fails_leaves_no_other_behind():
         ({"kernel": Sequential(ExReLU()), "pool": 2}, X[:10], Y[:10], r"the network has no Dense\(\)"),
         ({"pool": 0}, X[:10], Y[:10], "size is 0 on a map"),
         ({"noise": -1}, X[:10], Y[:10], "noise is -1; expected a number of at least 0, 'loo' or 'validation'"),
+        ({"noise": None}, X[:10], Y[:10], "noise is None; expected a number"),
+        ({"noise": np.nan}, X[:10], Y[:10], "noise is nan; expected a number"),
         ({"noise": "validation"}, X[:5], Y[:5], "There are 5 images; noise='validation' needs 6"),
         ({"engine": "fast"}, X[:10], Y[:10], "The engine is 'fast'"),
         ({"n_threads": 0}, X[:10], Y[:10], "n_threads is 0"),
@@ -297,3 +300,27 @@ def test_half_of_the_gram_matrix_is_the_whole():
         np.testing.assert_array_equal(entries, K[start : start + 7, start:])
     for start, stop, left, right in ((5, 20, 5, 20), (3, 9, 12, 30), (0, 30, 0, 30)):
         np.testing.assert_array_equal(half.block(start, stop, left, right), K[start:stop, left:right])
+
+
+def test_a_fit_that_memory_lacks_is_refused_before_the_kernel_is_computed(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 100_000)
+    with pytest.raises(ValueError, match=r"Fitting 200 images needs 0.0 GB .*: fit fewer, or take save_kernels.py"):
+        NNGPClassifier().fit(X[:200], Y[:200])
+
+
+def test_the_tensorflow_engine_in_float32_and_float64(tmp_path):
+    x = unit_vectors(20)
+    fused, tensorflow = (NNGPRegressor(engine=name).fit(x, x[:, 0]) for name in ("fused", "tensorflow"))
+    np.testing.assert_allclose(tensorflow.predict(x[:5]), fused.predict(x[:5]), rtol=1e-4)
+    np.savez(
+        tmp_path / "vectors.npz",
+        **{f"x_{part}": unit_vectors(n, seed=n) for part, n in (("train", 30), ("test", 9))},
+        **{f"y_{part}": np.arange(n) % 3 for part, n in (("train", 30), ("test", 9))},
+    )
+    request = Request(tmp_path, "random", seed=15, dataset=str(tmp_path / "vectors.npz"), float_type="float64")
+    run = compute_kernels(request, lambda line: None)
+    model = NNGPClassifier.from_run(run.folder)
+    assert model.X_train_.dtype == np.float64
+    K = build_kernel("random", [4], seed=15)(unit_vectors(9, seed=9).astype(np.float32).astype(float), model.X_train_)
+    means, _ = model._posterior(unit_vectors(9, seed=9), variances=False)
+    np.testing.assert_allclose(means, K.numpy() @ model.alpha_, rtol=1e-9)
