@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from absl import flags
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def run_script(path: str | os.PathLike, *arguments: str) -> int:
     """
@@ -23,6 +25,8 @@ def run_script(path: str | os.PathLike, *arguments: str) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    # A signal that comes meanwhile waits until there is somebody to pass it on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pid = os.fork()
     if pid == 0:
         become(path, arguments)
@@ -32,9 +36,10 @@ def run_script(path: str | os.PathLike, *arguments: str) -> int:
 
     # The script ends by itself on these; then what called this function ends too, by the script's status. A terminal
     # sends Ctrl-C to both.
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     try:
         _, ended = os.waitpid(pid, 0)
     finally:
@@ -47,6 +52,8 @@ def run_script(path: str | os.PathLike, *arguments: str) -> int:
 def become(path: str | os.PathLike, arguments: Sequence[str]) -> NoReturn:
     """Go on as a script, to its end, which is this process's."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     # A script defines its flags anew.
     flags.FLAGS.remove_flag_values([flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])])
     sys.argv = [str(path), *arguments]
