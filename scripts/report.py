@@ -1,5 +1,5 @@
 """
-The results of a working directory: the table, and a Markdown page with figures beside them.
+The results of a working directory: the table, and a page with figures, in Markdown and in HTML.
 
     python scripts/report.py --path=runs
 
@@ -32,7 +32,8 @@ def main() -> None:
         # Here, for it needs Matplotlib, which the table does not.
         from cnn_gp.report.report import write_report
 
-        print(f"The page with figures: {write_report(Path(FLAGS.path), folder, results)}")
+        markdown, html = write_report(Path(FLAGS.path), folder, results)
+        print(f"The page with figures: {markdown}, and as one file for a browser: {html}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..kernels.architectures import PAPER_ERRORS
 from .results import Result
-from .tables import to_markdown, to_text
+from .tables import Table, to_text
 
 
 def errors_as_text(results: Sequence[Result]) -> str:
@@ -23,16 +23,21 @@ def errors_as_text(results: Sequence[Result]) -> str:
     return f"{to_text(header, rows, 'll' + 'r' * (len(header) - 2))}\n{footer}"
 
 
-def errors_as_markdown(results: Sequence[Result]) -> str:
-    """A line per run, for a page."""
+def errors_table(results: Sequence[Result]) -> Table:
+    """A line per run, for a page; the paper's columns only where they have entries."""
+    with_paper = of_the_papers(results) is not None
     header = ["run", "data", "training images", "validation error, %", "test error, %"]
-    header += ["paper: validation", "test", "jitter", "residual"]
+    header += [*(["paper: validation", "test"] if with_paper else []), "jitter", "residual"]
     rows = []
     for r in results:
-        errors = [percent(r.validation_error), percent(r.test_error)]
-        rows.append([r.run, r.dataset, f"{r.N_train:,}", *errors, *_paper_cells(r), *_accuracy(r)])
-    footer = "\n\nThe paper's errors are for 50,000 training images." if any(map(_paper, results)) else ""
-    return to_markdown(header, rows, "ll" + "r" * 7) + footer
+        errors = [percent(r.validation_error), percent(r.test_error), *(_paper_cells(r) if with_paper else [])]
+        rows.append([r.run, r.dataset, f"{r.N_train:,}", *errors, *_accuracy(r)])
+    return Table(header, rows, "ll" + "r" * (len(header) - 2))
+
+
+def of_the_papers(results: Sequence[Result]) -> str | None:
+    """What is to be said of the paper's errors in :func:`errors_table`; None where there are none."""
+    return "The paper's errors are for 50,000 training images." if any(map(_paper, results)) else None
 
 
 def percent(error: float) -> str:

@@ -134,3 +134,18 @@ def scores(log_p: np.ndarray, labels: np.ndarray) -> Scores:
         brier_score(log_p, labels),
         reliability(log_p, labels).expected_calibration_error,
     )
+
+
+def confidently_wrong(means: np.ndarray, labels: np.ndarray, log_p: np.ndarray | None) -> np.ndarray:
+    """
+    The numbers of the images that were taken for another class, the most confidently wrong first.
+
+    :param means: [N, n_classes], the posterior means; the largest decides.
+    :param labels: [N], the true classes.
+    :param log_p: [N, n_classes], the log probabilities, where there are any: of the predicted class, what is sorted by;
+        else by how much its mean is larger than the true class's.
+    """
+    rows, predicted = np.arange(len(labels)), means.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    sure = log_p[rows, predicted] if log_p is not None else means[rows, predicted] - means[rows, labels]
+    return wrong[np.argsort(-sure[wrong], kind="stable")]

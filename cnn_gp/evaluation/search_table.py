@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from .errors_table import percent
 from .hyperparameters import PerAxis
 from .results import Result
-from .tables import to_markdown
+from .tables import Table
 
 
 def rows(results: Iterable[Result]) -> list[dict[str, str]]:
@@ -14,10 +14,10 @@ def rows(results: Iterable[Result]) -> list[dict[str, str]]:
     return sorted(found, key=lambda row: (float(row["validation_error"]), len(row["seed"]), row["seed"]))
 
 
-def as_markdown(rows: Sequence[dict[str, str]]) -> str:
+def as_table(rows: Sequence[dict[str, str]]) -> Table:
     """:func:`rows` as a table for a page."""
     header = [column.replace("_", " ") for column in rows[0]]
-    return to_markdown(header, [list(row.values()) for row in rows], "rlrllllrrrrrr")
+    return Table(header, [list(row.values()) for row in rows], "rlrllllrrrrrr")
 
 
 def _row(result: Result) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
@@ -18,6 +18,14 @@ _TEXT = TableFormat(
     padding=0,
     with_header_hide=None,
 )
+
+
+class Table(NamedTuple):
+    """What :func:`to_text` and :func:`to_markdown` write."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    alignment: str
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:

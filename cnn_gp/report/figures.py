@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from ..errors import UserError
 from ..evaluation.hyperparameters import PerAxis
-from ..evaluation.metrics import rejection, reliability
+from ..evaluation.metrics import confidently_wrong, rejection, reliability
 from ..evaluation.results import Result
 from ..regression.learning_curve import Point
 from ..store.atomic import write_atomically
@@ -19,6 +19,7 @@ from .convergence import Samples, standardised
 
 try:
     import matplotlib
+    import matplotlib.image
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -141,19 +142,15 @@ def confusion_matrix(means: np.ndarray, labels: np.ndarray, title: str) -> Figur
 
 def wrong_images(
     images: np.ndarray, means: np.ndarray, labels: np.ndarray, log_p: np.ndarray | None, title: str, most: int = 40
-) -> Figure | None:
+) -> Figure:
     """
-    The test images that were taken for another class, the most confidently wrong first; None where there is none.
+    The test images that were taken for another class, the most confidently wrong first; there is at least one.
 
     :param images: [N, height, width] or [N, height, width, channels].
     """
     predicted = means.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != labels)
-    if not len(wrong):
-        return None
-    rows = np.arange(len(labels))
-    sure = log_p[rows, predicted] if log_p is not None else means[rows, predicted] - means[rows, labels]
-    shown = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+    wrong = confidently_wrong(means, labels, log_p)
+    shown = wrong[:most]
     n_columns = min(8, len(shown))
     n_rows = math.ceil(len(shown) / n_columns)
     figure = Figure(figsize=(max(4.0, 1.05 * n_columns), 1.45 * n_rows + 0.5), layout="constrained")
@@ -170,6 +167,13 @@ def wrong_images(
     first = f"{len(shown)} of {len(wrong)}" if len(shown) < len(wrong) else f"all {len(wrong)}"
     figure.suptitle(f"{title}: {first} wrong\n({what})", fontsize=8)
     return figure
+
+
+def thumbnail(image: np.ndarray) -> bytes:
+    """An image [height, width] or [height, width, channels] as PNG, a pixel each; one channel dark on light."""
+    content = io.BytesIO()
+    matplotlib.image.imsave(content, image, cmap="gray_r", format="png")
+    return content.getvalue()
 
 
 def spectra(eigenvalues: dict[str, np.ndarray]) -> Figure:

@@ -1,4 +1,4 @@
-"""A working directory's results as a Markdown page with figures."""
+"""A working directory's results as a page with figures, in Markdown and in HTML."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,24 +9,31 @@ import numpy as np
 
 from ..errors import UserError
 from ..evaluation import search_table
-from ..evaluation.errors_table import errors_as_markdown, percent
+from ..evaluation.errors_table import errors_table, of_the_papers, percent
+from ..evaluation.metrics import confidently_wrong
 from ..evaluation.result_files import ResultFiles
 from ..evaluation.results import Result
-from ..evaluation.tables import to_csv, to_markdown
+from ..evaluation.tables import Table, to_csv
 from ..kernels.random_search import shrunk_seeds
 from ..progress import duration
 from ..store.atomic import remove_leftovers, write_atomically
 from ..store.run_directory import RunDirectory
 from . import figures
+from .html import as_html
+from .page import Block, Gallery, Heading, Paragraph, Picture, Thumbnail, as_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: The page's first line: a file without it is someone's own.
+#: In a page's first line: a file without it is someone's own.
 MARKER = "<!-- Written by scripts/report.py, which writes it anew. -->"
+_FIRST_LINES = {"report.md": MARKER, "report.html": f"<!doctype html>{MARKER}"}
 
 #: Networks of the random search that get figures of their own.
 _BEST = 3
+
+#: Wrong images of a run that are shown one by one.
+_MOST = 100
 
 
 @dataclass(frozen=True)
@@ -56,40 +63,47 @@ class _Report:
     def files(self, result: Result) -> ResultFiles:
         return ResultFiles(self.folder, result.run)
 
-    def figure(self, name: str, figure: "Figure", caption: str) -> list[str]:
-        """Write a figure; the page's paragraph that shows it."""
+    def figure(self, name: str, figure: "Figure", caption: str) -> Picture:
+        """Write a figure; the block that shows it."""
         for kind in ("png", "svg"):
             figures.save(figure, self.folder / "figures" / f"{name}.{kind}")
-        return [f"![{caption}](figures/{name}.png)"]
+        return Picture(name, caption)
 
 
-def write_report(workdir: Path, folder: Path, results: list[Result]) -> Path:
+def write_report(workdir: Path, folder: Path, results: list[Result]) -> list[Path]:
     """
-    Write ``FOLDER/report.md`` and its figures, PNG and SVG, in ``FOLDER/figures``.
+    Write ``FOLDER/report.md``, its figures, PNG and SVG, in ``FOLDER/figures``, and ``FOLDER/report.html`` with them.
 
     :param folder: where the results lie.
     :param results: :func:`cnn_gp.evaluation.result_files.read_all`'s.
-    :return: the page's path.
+    :return: the two pages' paths.
     :raises UserError: where nothing can be written, a page that isn't :func:`write_report`'s is there, or a run's
         predictions can't be read.
     """
-    page = folder / "report.md"
-    _check_ours(page)
+    for name, first_line in _FIRST_LINES.items():
+        _check_ours(folder / name, first_line)
     for place in (folder, folder / "figures"):
         remove_leftovers(place)
     report = _Report(workdir, folder, results)
-    paragraphs = [MARKER, "# Results", errors_as_markdown(results)]
+    said = of_the_papers(results)
+    blocks: list[Block] = [errors_table(results), *([] if said is None else [Paragraph(said)])]
     for section in _SECTIONS:
-        paragraphs += section(report)
-    write_atomically(page, "\n\n".join(paragraphs) + "\n")
-    return page
+        blocks += section(report)
+    pages = {
+        "report.md": as_markdown("Results", blocks),
+        "report.html": as_html("Results", blocks, folder / "figures"),
+    }
+    for name, page in pages.items():
+        separator = "\n\n" if name.endswith(".md") else "\n"
+        write_atomically(folder / name, _FIRST_LINES[name] + separator + page)
+    return [folder / name for name in pages]
 
 
-def _check_ours(page: Path) -> None:
+def _check_ours(page: Path, first_line: str) -> None:
     """:raises UserError: where another page lies there."""
     try:
         with page.open("rb") as file:
-            if file.readline().rstrip() == MARKER.encode():
+            if file.readline().rstrip() == first_line.encode():
                 return
     except FileNotFoundError:
         return
@@ -98,15 +112,15 @@ def _check_ours(page: Path) -> None:
     raise UserError(f"{page} wasn't written by report.py, or its first line was changed: move it away.")
 
 
-def _learning_curves(report: _Report) -> list[str]:
+def _learning_curves(report: _Report) -> list[Block]:
     curves = {r.run: r.learning_curve for r in report.shown if r.learning_curve and len(r.learning_curve) > 1}
     if not curves:
         return []
     figure = figures.learning_curves(curves)
-    return ["## Learning curves", *report.figure("learning_curves", figure, "Errors against training images")]
+    return [Heading("Learning curves"), report.figure("learning_curves", figure, "Errors against training images")]
 
 
-def _random_search(report: _Report) -> list[str]:
+def _random_search(report: _Report) -> list[Block]:
     searched = report.searched
     if len(searched) <= 2:
         return []
@@ -118,16 +132,18 @@ def _random_search(report: _Report) -> list[str]:
     size = " x ".join(map(str, input_shape[1:]))
     shrunk = ", ".join(map(str, shrunk_seeds(input_shape[1:])))
     return [
-        "## The random search",
-        f"The validation error picks {best.run}: {percent(best.validation_error)} % there, and "
-        f"{percent(best.test_error)} % on the test images.",
-        *report.figure("random_search", figure, "Validation errors of the random search"),
-        search_table.as_markdown(rows),
-        f"Without a kernel on {size} pixels, because a map shrinks below one pixel: {shrunk or 'none'}.",
+        Heading("The random search"),
+        Paragraph(
+            f"The validation error picks {best.run}: {percent(best.validation_error)} % there, and "
+            f"{percent(best.test_error)} % on the test images."
+        ),
+        report.figure("random_search", figure, "Validation errors of the random search"),
+        search_table.as_table(rows),
+        Paragraph(f"Without a kernel on {size} pixels, because a map shrinks below one pixel: {shrunk or 'none'}."),
     ]
 
 
-def _uncertainty(report: _Report) -> list[str]:
+def _uncertainty(report: _Report) -> list[Block]:
     scored = [
         (r.run, "trained ensemble" if "ensemble" in r.extras else "Gaussian process", r.scores.test)
         for r in report.results
@@ -137,51 +153,66 @@ def _uncertainty(report: _Report) -> list[str]:
         return []
     header = ["run", "variance of", "NLL, nats", "Brier score", "expected calibration error"]
     rows = [[run, kind, *(f"{number:.4f}" for number in vars(scores).values())] for run, kind, scores in scored]
-    said = "On the test images, with the output scale of maximum marginal likelihood."
-    paragraphs = ["## Uncertainty", to_markdown(header, rows, "llrrr"), said]
+    said = Paragraph("On the test images, with the output scale of maximum marginal likelihood.")
+    blocks: list[Block] = [Heading("Uncertainty"), Table(header, rows, "llrrr"), said]
     arrays = {r.run: report.files(r).read_arrays(r) for r in report.drawn if r.scores is not None}
     curves = {run: (a["log_probabilities_test"], a["labels_test"]) for run, a in arrays.items()}
     if curves:
-        paragraphs += report.figure("rejection", figures.rejection_curves(curves), "Error against rejection")
-    return paragraphs
+        blocks.append(report.figure("rejection", figures.rejection_curves(curves), "Error against rejection"))
+    return blocks
 
 
-def _spectra(report: _Report) -> list[str]:
+def _spectra(report: _Report) -> list[Block]:
     runs = [r for r in report.drawn if "spectrum" in r.extras]
     if not runs:
         return []
     figure = figures.spectra({r.run: report.files(r).read_arrays(r)["eigenvalues"] for r in runs})
-    return ["## Spectra", *report.figure("spectra", figure, "Eigenvalues of the Gram matrices")]
+    return [Heading("Spectra"), report.figure("spectra", figure, "Eigenvalues of the Gram matrices")]
 
 
-def _runs(report: _Report) -> list[str]:
-    paragraphs = [paragraph for r in report.drawn for paragraph in _run(report, r)]
+def _runs(report: _Report) -> list[Block]:
+    blocks = [block for r in report.drawn for block in _run(report, r)]
     missing = [r.run for r in report.shown if r not in report.drawn]
     if missing:
-        paragraphs.append(
-            f"Without figures of their own, for their `_predictions.npz` isn't here: {', '.join(missing)}."
+        blocks.append(
+            Paragraph(f"Without figures of their own, for their `_predictions.npz` isn't here: {', '.join(missing)}.")
         )
-    return paragraphs
+    return blocks
 
 
-def _run(report: _Report, r: Result) -> list[str]:
+def _run(report: _Report, r: Result) -> list[Block]:
     arrays = report.files(r).read_arrays(r)
     means, labels, log_p = arrays["test"], arrays["labels_test"], arrays.get("log_probabilities_test")
     confusion = figures.confusion_matrix(means, labels, f"{r.run}, test")
-    paragraphs = [f"## {r.run}", _facts(r), *report.figure(f"{r.run}_confusion", confusion, "Confusion matrix")]
+    blocks: list[Block] = [Heading(r.run), Paragraph(_facts(r))]
+    blocks.append(report.figure(f"{r.run}_confusion", confusion, "Confusion matrix"))
     if log_p is not None:
         reliability = figures.reliability_diagram(log_p, labels, r.run)
-        paragraphs += report.figure(f"{r.run}_reliability", reliability, "Reliability diagram")
-    images = _test_images(report.workdir, r.run)
-    if images is not None:
-        wrong = figures.wrong_images(images[: len(labels)], means, labels, log_p, r.run)
-        if wrong is not None:
-            paragraphs += report.figure(f"{r.run}_wrong", wrong, "Test images that were classified wrongly")
-    return paragraphs
+        blocks.append(report.figure(f"{r.run}_reliability", reliability, "Reliability diagram"))
+    images, wrong = _test_images(report.workdir, r.run), confidently_wrong(means, labels, log_p)
+    if images is not None and len(wrong):
+        figure = figures.wrong_images(images, means, labels, log_p, r.run)
+        picture = report.figure(f"{r.run}_wrong", figure, "Test images that were classified wrongly")
+        blocks.append(Gallery(picture, [_thumbnail(i, images, means, labels, log_p) for i in wrong[:_MOST]]))
+    return blocks
 
 
-#: The page's sections in their order; each returns its paragraphs, none where it has nothing to show.
-_SECTIONS: tuple[Callable[[_Report], list[str]], ...] = (
+def _thumbnail(
+    index: int, images: np.ndarray, means: np.ndarray, labels: np.ndarray, log_p: np.ndarray | None
+) -> Thumbnail:
+    """A test image, its classes, and the largest of what decided: probabilities, or else posterior means."""
+    predicted = means[index].argmax()
+    of_classes = means[index] if log_p is None else np.exp(log_p[index])
+    largest = [int(c) for c in np.argsort(-of_classes, kind="stable")[:3]]
+    shown = largest if labels[index] in largest else [*largest, int(labels[index])]
+    lines = [f"{labels[index]} as {predicted}", f"test image {index}"]
+    lines.append("posterior means:" if log_p is None else "probabilities:")
+    lines += [f"{c}: {of_classes[c]:.3f}" + (" (true)" if c == labels[index] else "") for c in shown]
+    return Thumbnail(figures.thumbnail(images[index]), lines)
+
+
+#: The page's sections in their order; each returns its blocks, none where it has nothing to show.
+_SECTIONS: tuple[Callable[[_Report], list[Block]], ...] = (
     _learning_curves,
     _random_search,
     _uncertainty,

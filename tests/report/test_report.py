@@ -46,7 +46,7 @@ def test_a_section_for_everything_that_was_asked_for(tmp_path, rng):
     for seed, error in ((2, 3.0), (4, 2.0), (11, 2.5), (12, 9.0)):
         result = replace(stored(), run=f"seed_{seed:02d}", validation_error=error, scores=SetScores(scores, scores))
         ResultFiles(tmp_path, result.run).write(result, arrays(rng), None)
-    page = write_report(tmp_path, tmp_path, read_all(tmp_path))
+    page, _ = write_report(tmp_path, tmp_path, read_all(tmp_path))
     sections = ["Results", "Learning curves", "The random search", "Uncertainty", "Spectra"]
     # The three best have sections of their own.
     assert headings(page) == [*sections, "seed_02", "seed_04", "seed_11"]
@@ -63,7 +63,7 @@ def test_a_section_for_everything_that_was_asked_for(tmp_path, rng):
 
 def test_nothing_is_said_of_what_isnt_there(tmp_path):
     result = replace(stored(), model="convnet_gp", learning_curve=None, extras=())
-    page = write_report(tmp_path, tmp_path, [result])
+    page, _ = write_report(tmp_path, tmp_path, [result])
     assert headings(page) == ["Results"] and not (tmp_path / "figures").exists()
     said = "The paper's errors are for 50,000 training images.\n\nWithout figures of their own, for their"
     assert said in page.read_text()
@@ -75,18 +75,18 @@ def test_runs_whose_predictions_were_left_behind_have_no_figures(tmp_path, rng):
         result = replace(stored(), run=run, model="convnet_gp", scores=SetScores(scores, scores))
         ResultFiles(tmp_path, run).write(result, arrays(rng), None)
     (tmp_path / "b_predictions.npz").unlink()
-    page = write_report(tmp_path, tmp_path, read_all(tmp_path))
+    page, _ = write_report(tmp_path, tmp_path, read_all(tmp_path))
     assert headings(page) == ["Results", "Learning curves", "Uncertainty", "Spectra", "a"]
     assert page.read_text().endswith("for their `_predictions.npz` isn't here: b.\n")
     (tmp_path / "a_predictions.npz").unlink()
-    page = write_report(tmp_path, tmp_path, read_all(tmp_path))
+    page, _ = write_report(tmp_path, tmp_path, read_all(tmp_path))
     assert headings(page) == ["Results", "Learning curves", "Uncertainty"]
 
 
 def test_only_a_page_of_its_own_is_written_over(tmp_path):
     result = replace(stored(), model="convnet_gp", learning_curve=None, extras=())
-    page = write_report(tmp_path, tmp_path, [result])
-    assert write_report(tmp_path, tmp_path, [result]) == page
+    page, _ = write_report(tmp_path, tmp_path, [result])
+    assert write_report(tmp_path, tmp_path, [result])[0] == page
     page.write_text("# Results\n\nMy notes.\n")
     with pytest.raises(UserError, match=r"report\.md wasn't written by report\.py, or its first line was changed"):
         write_report(tmp_path, tmp_path, [result])

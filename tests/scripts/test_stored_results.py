@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cnn_gp.evaluation import search_table
-from cnn_gp.evaluation.errors_table import errors_as_markdown
+from cnn_gp.evaluation.errors_table import errors_table
 from cnn_gp.evaluation.result_files import ResultFiles, read_all
-from cnn_gp.evaluation.tables import to_csv
+from cnn_gp.evaluation.tables import to_csv, to_markdown
 from cnn_gp.kernels.architectures import PAPER_ERRORS
 from cnn_gp.kernels.random_search import SEARCH_SEEDS, shrunk_seeds
 from helpers.paths import ROOT
@@ -143,10 +143,10 @@ def test_the_numbers_of_the_pages_are_what_is_stored():
     for name, first in (("mnist", "convnet_gp"), ("random_search", "seed_01")):
         folder = ROOT / "results" / name
         results = read_all(folder)
-        tables = [errors_as_markdown(results)]
+        tables = [to_markdown(*errors_table(results))]
         searched = [result for result in results if result.model == "random"]
         if searched:
-            tables.append(search_table.as_markdown(search_table.rows(searched)))
+            tables.append(to_markdown(*search_table.as_table(search_table.rows(searched))))
         told = cells((folder / "report.md").read_text())
         assert any(row[0] == first for row in told)
         for row in cells("\n".join(tables)):
