@@ -1,6 +1,7 @@
 """Fixtures that several tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before TensorFlow is imported: its start-up lines would drown a failing test's message.
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from helpers.paths import SHARED
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and so would be what the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
