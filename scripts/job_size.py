@@ -83,9 +83,11 @@ _MEASURED: dict[tuple[str, bool, bool], float] = {}
 def _measured(engine_name: str, ntk: bool, pooled: bool, data: datasets.Dataset) -> float:
     """The same of a network of six layers, and a small pool, on images of this size."""
     from cnn_gp.engines.tensorflow import default_batch_size
-    from cnn_gp.kernels.layers import AvgPool, Conv, Dense, ExReLU, Sequential
+    from cnn_gp.kernels.layers import Conv, Dense, Sequential
     from cnn_gp.kernels.nngp import NNGPKernel
+    from cnn_gp.kernels.nonlinearities import ExReLU
     from cnn_gp.kernels.ntk import NTKKernel
+    from cnn_gp.kernels.pooling import AvgPool
 
     pool = [AvgPool(2, 1, "SAME")] if pooled and len(data.image_shape) > 1 else []
     network = Sequential(*(layer for _ in range(6) for layer in (Conv(3), ExReLU())), *pool, Dense())

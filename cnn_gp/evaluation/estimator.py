@@ -216,7 +216,8 @@ class NNGPEstimator(BaseEstimator):
     def _build_kernel(self, shape: tuple[int, ...]) -> "NetworkKernel":
         from ..kernels.architectures import build_kernel, network_kernel
         from ..kernels.layer import Layer
-        from ..kernels.layers import Dense, ExReLU, Sequential
+        from ..kernels.layers import Dense, Sequential
+        from ..kernels.nonlinearities import ExReLU
         from ..kernels.network_kernel import NetworkKernel
 
         kernel: Any = self.kernel

@@ -172,7 +172,8 @@ def checked_architecture(
 
 def _with_pool(network: "Layer", input_shape: Sequence[int], pool: Pool) -> "Layer":
     """The network with an average pool before its first dense layer."""
-    from .layers import AvgPool, Dense, GlobalAvgPool, Sequential
+    from .layers import Dense, Sequential
+    from .pooling import AvgPool, GlobalAvgPool
 
     layers = network.layers if isinstance(network, Sequential) else [network]
     readout = next((i for i, layer in enumerate(layers) if isinstance(layer, Dense)), None)
@@ -199,7 +200,7 @@ def _resnet(
     var_bias: float | None,
     multiply_by_sqrt2: bool,
 ) -> "NNGPKernel":
-    from .layers import ExReLU
+    from .nonlinearities import ExReLU
     from .resnet import ResnetKernel
 
     return ResnetKernel(

@@ -8,8 +8,9 @@ from gpflow.kernels.base import ActiveDims
 from ..errors import UserError
 from .geometry import check_data_format
 from .layer import Layer, variance_parameter
-from .layers import ChannelMix, Conv, Dense, Nonlinearity, Sequential, Sum
+from .layers import ChannelMix, Conv, Dense, Sequential, Sum
 from .nngp import NNGPKernel
+from .nonlinearities import Nonlinearity
 
 
 class DeepKernel(NNGPKernel):
@@ -24,7 +25,7 @@ class DeepKernel(NNGPKernel):
 
     :param input_shape: [C, *positions].
     :param filter_sizes: one entry per convolution: a whole number, or one per axis ([] without spatial axes).
-    :param recurse_kern: the nonlinearity, :class:`~.layers.ExReLU` or :class:`~.layers.ExErf`.
+    :param recurse_kern: the nonlinearity, :class:`~.nonlinearities.ExReLU` or :class:`~.nonlinearities.ExErf`.
     :param var_weight: weight variance times fan-in channels, shared by all layers.
     :param var_bias: bias variance, shared by all layers.
     :param padding: "SAME" or "VALID" (or "FIXED"), or one per convolution.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from . import layers, nonlinearities, pooling  # noqa: F401 (defining a layer registers its name)
 from .layer import layer_from_description
 from .network_kernel import NetworkKernel
 from .nngp import NNGPKernel

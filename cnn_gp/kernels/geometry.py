@@ -68,6 +68,11 @@ def checked_sizes(value: int | Sequence[int], what: str) -> int | tuple[int, ...
         raise UserError(f"{what} is {value!r}; expected a whole number, or one per axis.") from None
 
 
+def json_sizes(sizes: int | tuple[int, ...]) -> int | list[int]:
+    """What :func:`checked_sizes` returned, in JSON's types."""
+    return sizes if isinstance(sizes, int) else list(sizes)
+
+
 def windows_of(
     positions: Positions, size: int | Sequence[int], stride: int | Sequence[int], padding: str, what: str
 ) -> list[Window]:

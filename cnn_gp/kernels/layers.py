@@ -28,7 +28,6 @@ outside the map; after a convolution of stride s, d needs the displacement s d b
 A layer says what it does to covariances and leaves the loop over pairs of images to the tensor library.
 """
 
-import abc
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,13 +37,11 @@ import tensorflow as tf
 from gpflow.base import Parameter
 
 from ..errors import UserError
-from . import expectations
 from .displacements import Displacements, sum_along
-from .finite import FiniteMap, Prior, average, convolve, matmul
-from .geometry import PADDINGS, Positions, Window, checked_sizes, windows_of
+from .finite import FiniteMap, Prior, convolve, matmul
+from .geometry import PADDINGS, Positions, Window, checked_sizes, json_sizes, windows_of
 from .layer import Layer, layer_from_description, variance_parameter
-from .pooling import average_pool, n_differences
-from .state import Covariances, Kernels, State, remembering_last
+from .state import Kernels, State, remembering_last
 
 
 class Conv(Layer):
@@ -126,17 +123,13 @@ class Conv(Layer):
     def describe(self) -> dict[str, Any]:
         return {
             "layer": "Conv",
-            "filter_size": _json(self.filter_size),
-            "stride": _json(self.stride),
+            "filter_size": json_sizes(self.filter_size),
+            "stride": json_sizes(self.stride),
             "padding": self.padding,
             "divide_by_patch": self.divide_by_patch,
             "var_weight": float(self.var_weight.numpy()),
             "var_bias": float(self.var_bias.numpy()),
         }
-
-
-def _json(sizes: "int | tuple[int, ...]") -> "int | list[int]":
-    return sizes if isinstance(sizes, int) else list(sizes)
 
 
 class _Trained:
@@ -217,241 +210,6 @@ class Dense(Layer):
             "var_weight": float(self.var_weight.numpy()),
             "var_bias": float(self.var_bias.numpy()),
         }
-
-
-class _Pool(Layer):
-    """Average pooling: covariances with displacements are averaged over two windows (:mod:`.pooling`)."""
-
-    @abc.abstractmethod
-    def window(self, positions: Positions) -> list[Window]:
-        """Per axis of the map, where each output pixel's window begins and ends."""
-
-    def windows(self, positions: Positions) -> list[Window]:
-        """As :meth:`window`. :raises UserError: where the map has no axes."""
-        if not positions:
-            raise UserError(
-                f"{type(self).__name__} has no spatial axes to pool over; expected a map with 1 to 3 axes: put it "
-                "before the first Dense() or GlobalAvgPool()."
-            )
-        return self.window(positions)
-
-    def output_positions(self, positions: Positions) -> Positions:
-        return tuple(window.outputs for window in self.windows(positions))
-
-    def propagate(self, state: State) -> State:
-        return average_pool(state, self.windows(state.positions))
-
-    def displacements(self, positions: Positions, n: int) -> int:
-        windows = self.windows(positions)
-        on_the_map = math.prod(2 * window.inputs - 1 for window in windows)
-        return min(n * n_differences(windows), on_the_map)
-
-    def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
-        return 0
-
-
-class AvgPool(_Pool):
-    """
-    Average pooling: the mean over a window, divided by the window's size also where it reaches into the padding.
-
-    As after a :class:`Sum` of maps that come after a nonlinearity, weights must follow before the next nonlinearity for
-    the finite networks to converge to the kernel: a convolution, a dense layer or a :class:`ChannelMix`.
-
-    :param size: one whole number for all axes, or one per axis.
-    :param stride: the same for the stride; None: the size.
-    :param padding: "VALID" or "SAME", as in TensorFlow. Padding adds zeros.
-    """
-
-    def __init__(
-        self,
-        size: "int | Sequence[int]",
-        stride: "int | Sequence[int] | None" = None,
-        padding: str = "VALID",
-        name: str | None = None,
-    ) -> None:
-        super().__init__(name=name)
-        if padding not in ("VALID", "SAME"):
-            raise UserError(f"padding is {padding!r}; expected VALID or SAME.")
-        self.size = checked_sizes(size, "size")
-        self.stride = self.size if stride is None else checked_sizes(stride, "stride")
-        self.padding = padding
-
-    def window(self, positions: Positions) -> list[Window]:
-        return windows_of(positions, self.size, self.stride, self.padding, "size")
-
-    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
-        windows = self.windows(positions)
-        return FiniteMap(lambda x: average(x, windows), channels, self.output_positions(positions))
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "layer": "AvgPool",
-            "size": _json(self.size),
-            "stride": _json(self.stride),
-            "padding": self.padding,
-        }
-
-
-class GlobalAvgPool(_Pool):
-    """The mean over the whole map. One pixel is left."""
-
-    def window(self, positions: Positions) -> list[Window]:
-        return [Window.of(n, n, 1, "VALID") for n in positions]
-
-    def output_positions(self, positions: Positions) -> Positions:
-        self.windows(positions)
-        return ()
-
-    def propagate(self, state: State) -> State:
-        axes = list(range(len(state.positions)))
-        return super().propagate(state).then(lambda kernels, _: kernels.map(lambda mean: tf.squeeze(mean, axes)))
-
-    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
-        axes = list(range(2, 2 + len(positions)))
-        return FiniteMap(lambda x: tf.reduce_mean(x, axes), channels, self.output_positions(positions))
-
-    def describe(self) -> dict[str, Any]:
-        return {"layer": "GlobalAvgPool"}
-
-
-#: Of a covariance and the two variances.
-Function = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-class Nonlinearity(Layer):
-    """An elementwise nonlinearity: the Gaussian expectation of its products, position by position."""
-
-    @property
-    def amplifies_rounding(self) -> bool:
-        """Whether the distance of nearly identical patches can grow from layer to layer: :meth:`Layer.sum_dtype`."""
-        return True
-
-    def sum_dtype(self, dtype: tf.DType) -> tf.DType:
-        return tf.float64 if self.amplifies_rounding else dtype
-
-    @abc.abstractmethod
-    def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        """E[phi(u) phi(v)] for covariance ``cross`` and variances ``var1``, ``var2``, which broadcast."""
-
-    def variance(self, variance: tf.Tensor) -> tf.Tensor:
-        """
-        E[phi(u)^2].
-
-        It must be what :meth:`expectation` gives for two identical inputs, to the last bit; so by default it is that.
-        """
-        return self.expectation(variance, variance, variance)
-
-    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        """E[phi'(u) phi'(v)], for the neural tangent kernel. :raises UserError: where it has none."""
-        raise UserError(
-            f"{self.describe()} has no derivative's expectation, which a neural tangent kernel needs; "
-            "take ExReLU() or ExErf(), or an NNGPKernel."
-        )
-
-    def check_derivatives(self) -> None:
-        one = tf.ones([], tf.float64)
-        self.derivative_expectation(one, one, one)
-
-    def derivative_variance(self, variance: tf.Tensor) -> tf.Tensor:
-        """E[phi'(u)^2], the same for two identical inputs."""
-        return self.derivative_expectation(variance, variance, variance)
-
-    @abc.abstractmethod
-    def apply(self, x: tf.Tensor) -> tf.Tensor:
-        """The nonlinearity itself, for finite networks."""
-
-    def propagate(self, state: State) -> State:
-        var1, var2 = state.nngp.own1, state.nngp.own2
-
-        def at_zero(K: Covariances, function: Function, of_variance: Callable[[tf.Tensor], tf.Tensor]) -> Covariances:
-            return K.map(of_variance)._replace(cross=None if var2 is None else function(K.cross, var1, var2))
-
-        def displaced(K: Covariances, function: Function, var1_d: tf.Tensor, var2_d: tf.Tensor) -> Covariances:
-            # The first image's variances at p, the second's at p + d.
-            return Covariances(
-                None if var2 is None else function(K.cross, var1[None], var2_d),
-                function(K.own1, var1[None], var1_d),
-                None if var2 is None else function(K.own2, var2[None], var2_d),
-            )
-
-        def step(kernels: Kernels, d: Displacements | None) -> Kernels:
-            K, T = kernels
-            if d is None:
-                nngp = at_zero(K, self.expectation, self.variance)
-                ntk = T and T.times(at_zero(K, self.derivative_expectation, self.derivative_variance))
-                return Kernels(nngp, ntk)
-            # An image's covariance with itself is its variance at d = 0, where no rounding error may make it another.
-            K = K._replace(own1=d.where_zero(var1, K.own1), own2=None if var2 is None else d.where_zero(var2, K.own2))
-            shifted = d.shifted(var1), None if var2 is None else d.shifted(var2)
-            nngp = displaced(K, self.expectation, *shifted)
-            return Kernels(nngp, T and T.times(displaced(K, self.derivative_expectation, *shifted)))
-
-        return state.then(step)
-
-    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
-        return FiniteMap(self.apply, channels, positions)
-
-
-class ExReLU(Nonlinearity):
-    """
-    The ReLU (``exponent`` 1) or the step function (``exponent`` 0), times sqrt(2) where ``multiply_by_sqrt2``.
-
-    The arc-cosine kernels of order 1 and 0 (:func:`.expectations.relu`, :func:`.expectations.step`).
-    """
-
-    def __init__(self, exponent: int = 1, multiply_by_sqrt2: bool = False, name: str | None = None) -> None:
-        super().__init__(name=name)
-        if exponent not in (0, 1):
-            raise UserError(f"exponent is {exponent!r}; expected 1 (the ReLU) or 0 (the step function).")
-        self.exponent = exponent
-        self.multiply_by_sqrt2 = multiply_by_sqrt2
-
-    @property
-    def amplifies_rounding(self) -> bool:
-        return self.exponent == 0
-
-    @property
-    def factor(self) -> float:
-        """The square of what multiplies the nonlinearity."""
-        return 2.0 if self.multiply_by_sqrt2 else 1.0
-
-    def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        function = expectations.relu if self.exponent == 1 else expectations.step
-        return self.factor * function(cross, var1, var2)
-
-    def variance(self, variance: tf.Tensor) -> tf.Tensor:
-        return 0.5 * self.factor * (variance if self.exponent == 1 else tf.ones_like(variance))
-
-    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        if self.exponent == 0:
-            raise UserError(
-                "The step function, ExReLU(exponent=0), has no neural tangent kernel: its derivative is 0 almost "
-                "everywhere; take ExReLU() or ExErf(), or an NNGPKernel."
-            )
-        return self.factor * expectations.step(cross, var1, var2)
-
-    def apply(self, x: tf.Tensor) -> tf.Tensor:
-        activation = tf.nn.relu(x) if self.exponent == 1 else tf.cast(x > 0, x.dtype)
-        return math.sqrt(self.factor) * activation
-
-    def describe(self) -> dict[str, Any]:
-        return {"layer": "ExReLU", "exponent": self.exponent, "multiply_by_sqrt2": self.multiply_by_sqrt2}
-
-
-class ExErf(Nonlinearity):
-    """The error function, a sigmoid (:func:`cnn_gp.kernels.expectations.erf`)."""
-
-    def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        return expectations.erf(cross, var1, var2)
-
-    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        return expectations.erf_derivative(cross, var1, var2)
-
-    def apply(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.math.erf(x)
-
-    def describe(self) -> dict[str, Any]:
-        return {"layer": "ExErf"}
 
 
 class ChannelMix(Layer):
@@ -599,5 +357,5 @@ def _checked_layers(layers: Iterable[Layer]) -> list[Layer]:
     layers = list(layers)
     for layer in layers:
         if not isinstance(layer, Layer):
-            raise UserError(f"{layer!r} is a {type(layer).__name__}; expected a layer of cnn_gp.kernels.layers.")
+            raise UserError(f"{layer!r} is a {type(layer).__name__}; expected a layer of cnn_gp.")
     return layers

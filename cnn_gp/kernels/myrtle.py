@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from ..errors import UserError
 from .layer import Layer, variance_parameter
-from .layers import AvgPool, Conv, Dense, ExReLU, GlobalAvgPool, Sequential
+from .layers import Conv, Dense, Sequential
 from .nngp import NNGPKernel
+from .nonlinearities import ExReLU
+from .pooling import AvgPool, GlobalAvgPool
 
 
 def myrtle_kernel(

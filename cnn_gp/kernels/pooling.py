@@ -1,5 +1,5 @@
 r"""
-Average pooling of covariances, a loop over displacements.
+The layers of average pooling, and what they do to covariances: a loop over displacements.
 
 With :math:`K_d(p)` the covariance between position p of the one image and p + d of the other, a window of k pixels per
 axis and stride s, and K 0 outside the map,
@@ -14,14 +14,19 @@ tangent kernel. The inner sum is :meth:`.Displacements.bands`'; the outer sum is
 time, as many as memory allows, in a loop inside the program: what comes before the pool is compiled once.
 """
 
+import abc
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from ..errors import UserError
 from .displacements import Displacements, sum_along
-from .geometry import Window
+from .finite import FiniteMap, Prior, average
+from .geometry import Positions, Window, checked_sizes, json_sizes, windows_of
+from .layer import Layer
 from .state import Kernels, State, remembering_last
 
 #: Covariances that the largest map has for a box of differences, if a single difference has fewer.
@@ -29,6 +34,101 @@ HELD = 1 << 17
 
 #: Pairs of images that are assumed where their number isn't known when the program is built.
 _PAIRS = 1024
+
+
+class _Pool(Layer):
+    """Average pooling: covariances with displacements are averaged over two windows (:func:`average_pool`)."""
+
+    @abc.abstractmethod
+    def window(self, positions: Positions) -> list[Window]:
+        """Per axis of the map, where each output pixel's window begins and ends."""
+
+    def windows(self, positions: Positions) -> list[Window]:
+        """As :meth:`window`. :raises UserError: where the map has no axes."""
+        if not positions:
+            raise UserError(
+                f"{type(self).__name__} has no spatial axes to pool over; expected a map with 1 to 3 axes: put it "
+                "before the first Dense() or GlobalAvgPool()."
+            )
+        return self.window(positions)
+
+    def output_positions(self, positions: Positions) -> Positions:
+        return tuple(window.outputs for window in self.windows(positions))
+
+    def propagate(self, state: State) -> State:
+        return average_pool(state, self.windows(state.positions))
+
+    def displacements(self, positions: Positions, n: int) -> int:
+        windows = self.windows(positions)
+        on_the_map = math.prod(2 * window.inputs - 1 for window in windows)
+        return min(n * n_differences(windows), on_the_map)
+
+    def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
+        return 0
+
+
+class AvgPool(_Pool):
+    """
+    Average pooling: the mean over a window, divided by the window's size also where it reaches into the padding.
+
+    As after a :class:`Sum` of maps that come after a nonlinearity, weights must follow before the next nonlinearity for
+    the finite networks to converge to the kernel: a convolution, a dense layer or a :class:`ChannelMix`.
+
+    :param size: one whole number for all axes, or one per axis.
+    :param stride: the same for the stride; None: the size.
+    :param padding: "VALID" or "SAME", as in TensorFlow. Padding adds zeros.
+    """
+
+    def __init__(
+        self,
+        size: "int | Sequence[int]",
+        stride: "int | Sequence[int] | None" = None,
+        padding: str = "VALID",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        if padding not in ("VALID", "SAME"):
+            raise UserError(f"padding is {padding!r}; expected VALID or SAME.")
+        self.size = checked_sizes(size, "size")
+        self.stride = self.size if stride is None else checked_sizes(stride, "stride")
+        self.padding = padding
+
+    def window(self, positions: Positions) -> list[Window]:
+        return windows_of(positions, self.size, self.stride, self.padding, "size")
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        windows = self.windows(positions)
+        return FiniteMap(lambda x: average(x, windows), channels, self.output_positions(positions))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "layer": "AvgPool",
+            "size": json_sizes(self.size),
+            "stride": json_sizes(self.stride),
+            "padding": self.padding,
+        }
+
+
+class GlobalAvgPool(_Pool):
+    """The mean over the whole map. One pixel is left."""
+
+    def window(self, positions: Positions) -> list[Window]:
+        return [Window.of(n, n, 1, "VALID") for n in positions]
+
+    def output_positions(self, positions: Positions) -> Positions:
+        self.windows(positions)
+        return ()
+
+    def propagate(self, state: State) -> State:
+        axes = list(range(len(state.positions)))
+        return super().propagate(state).then(lambda kernels, _: kernels.map(lambda mean: tf.squeeze(mean, axes)))
+
+    def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
+        axes = list(range(2, 2 + len(positions)))
+        return FiniteMap(lambda x: tf.reduce_mean(x, axes), channels, self.output_positions(positions))
+
+    def describe(self) -> dict[str, Any]:
+        return {"layer": "GlobalAvgPool"}
 
 
 def average_pool(state: State, windows: Sequence[Window]) -> State:

@@ -41,7 +41,7 @@ class Architecture:
     def kernel(self, input_shape: Sequence[int], name: str | None = None) -> "NNGPKernel":
         """The kernel on images [C, *positions]. :raises ShrunkMapError: where the map shrinks below one pixel."""
         from .deep import DeepKernel
-        from .layers import ExErf, ExReLU, Nonlinearity
+        from .nonlinearities import ExErf, ExReLU, Nonlinearity
 
         nonlinearity: Nonlinearity = (
             ExErf() if self.nonlinearity == "ExErf" else ExReLU(multiply_by_sqrt2=self.multiply_by_sqrt2)

@@ -8,8 +8,9 @@ from gpflow.kernels.base import ActiveDims
 from ..errors import UserError
 from .geometry import check_data_format
 from .layer import Layer, variance_parameter
-from .layers import Conv, Dense, Nonlinearity, Sequential, Sum
+from .layers import Conv, Dense, Sequential, Sum
 from .nngp import NNGPKernel
+from .nonlinearities import Nonlinearity
 
 
 class ResnetKernel(NNGPKernel):

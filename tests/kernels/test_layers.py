@@ -10,21 +10,12 @@ import tensorflow as tf
 
 from cnn_gp import NNGPKernel, NTKKernel
 from cnn_gp.errors import ShrunkMapError, UserError
-from cnn_gp.kernels import layers
+from cnn_gp.kernels import layers, nonlinearities, pooling
 from cnn_gp.kernels.geometry import Window
 from cnn_gp.kernels.layer import Layer, layer_from_description
-from cnn_gp.kernels.layers import (
-    AvgPool,
-    ChannelMix,
-    Conv,
-    Dense,
-    ExErf,
-    ExReLU,
-    GlobalAvgPool,
-    Nonlinearity,
-    Sequential,
-    Sum,
-)
+from cnn_gp.kernels.layers import ChannelMix, Conv, Dense, Sequential, Sum
+from cnn_gp.kernels.nonlinearities import ExErf, ExReLU, Nonlinearity
+from cnn_gp.kernels.pooling import AvgPool, GlobalAvgPool
 from cnn_gp.kernels.state import Covariances, Kernels, State, input_state
 
 # For each layer: another one of other hyperparameters.
@@ -60,7 +51,8 @@ def cross_after(layer, state):
 def test_every_layer_is_covered():
     concrete = {
         cls
-        for _, cls in inspect.getmembers(layers, inspect.isclass)
+        for module in (layers, nonlinearities, pooling)
+        for _, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, Layer) and not inspect.isabstract(cls)
     }
     assert concrete == set(CASES)

@@ -10,23 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ...errors import UserError
-from ...kernels.geometry import Window
-from ...kernels.layers import (
-    AvgPool,
-    ChannelMix,
-    Conv,
-    Dense,
-    ExErf,
-    ExReLU,
-    GlobalAvgPool,
-    Layer,
-    Positions,
-    Sequential,
-    Sum,
-)
+from ...kernels.geometry import Positions, Window
+from ...kernels.layer import Layer
+from ...kernels.layers import ChannelMix, Conv, Dense, Sequential, Sum
 from ...kernels.network_kernel import NetworkKernel
 from ...kernels.nngp import NNGPKernel
+from ...kernels.nonlinearities import ExErf, ExReLU
 from ...kernels.ntk import NTKKernel
+from ...kernels.pooling import AvgPool, GlobalAvgPool
 from .displaced import Pool, UnequalStrides, strides_to_the_end
 from .program import Function, Nonlinear, Program, Size, Step
 
