@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..engines.gram import upper_rows
 from ..errors import UserError
 from ..provenance import software
 from ..store.run_directory import ROW_IMAGES, NonFiniteError, RunDirectory
@@ -133,8 +132,10 @@ class Worker:
         X, training = self._images[ROW_IMAGES[row.matrix]][row.start : row.stop], self._images["X"]
         if row.matrix != "Kxx":
             return engine.matrix(X, training, tick), engine.diag(X)
-        entries = upper_rows(engine, training, row.start, row.stop, tick)
-        return entries, np.diagonal(entries).copy()
+        square = engine.matrix(X, progress=tick)
+        beyond = training[row.stop :]
+        entries = np.concatenate([square, engine.matrix(X, beyond, tick)], axis=1) if len(beyond) else square
+        return entries, np.diagonal(square).copy()
 
     @contextmanager
     def _naming_the_layer(self) -> Iterator[None]:

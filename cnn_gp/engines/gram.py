@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import UserError
 from .choice import choose_engine, make_engine
-from .engine import Engine, Progress
+from .engine import Engine
 
 if TYPE_CHECKING:
     from ..kernels.nngp import NNGPKernel
@@ -49,13 +49,6 @@ def gram(
             "make_engine(name, kernel)."
         )
     return engine.matrix(X, X2)
-
-
-def upper_rows(engine: Engine, X: np.ndarray, start: int, stop: int, progress: Progress | None = None) -> np.ndarray:
-    """Rows ``start`` to ``stop`` of the symmetric K(X), from the diagonal on: [stop - start, N - start]."""
-    square = engine.matrix(X[start:stop], progress=progress)
-    beyond = X[stop:]
-    return np.concatenate([square, engine.matrix(X[start:stop], beyond, progress)], axis=1) if len(beyond) else square
 
 
 def _checked(kernel: "NNGPKernel", X: Any) -> np.ndarray:

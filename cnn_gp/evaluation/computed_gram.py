@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..engines.engine import Engine
-from ..engines.gram import upper_rows
 from ..errors import UserError
 from ..progress import Progress
 from ..regression.gram_matrix import ArrayKernel
@@ -26,7 +25,10 @@ class ComputedGram:
         self._rows = []
         with Progress(self.N * (self.N + 1) // 2, "kernel entries") as progress:
             for start in range(0, self.N, n_max):
-                entries = upper_rows(engine, X, start, min(start + n_max, self.N), progress)
+                images, beyond = X[start : start + n_max], X[start + n_max :]
+                entries = engine.matrix(images, progress=progress)
+                if len(beyond):
+                    entries = np.concatenate([entries, engine.matrix(images, beyond, progress)], axis=1)
                 _check_finite(engine, entries, X[start:], X[start:])
                 self._rows.append(entries)
 
