@@ -21,15 +21,24 @@ class MadeEngine:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
-        """[N, M], or [N, N] with the diagonal."""
+    def matrix(
+        self,
+        X: np.ndarray,
+        X2: np.ndarray | None = None,
+        progress: Progress | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """[N, M], or [N, N] with the diagonal; into ``out`` where it is given."""
         K = (X @ (X if X2 is None else X2).T / D) ** 2
         if X2 is None:
             K = np.triu(K) + np.triu(K, 1).T
             np.fill_diagonal(K, self.diag(X))
         if progress is not None:
             progress(K.size if X2 is not None else len(X) * (len(X) + 1) // 2)
-        return K
+        if out is None:
+            return K
+        out[:] = K
+        return out
 
     def diag(self, X: np.ndarray) -> np.ndarray:
         """[N]"""

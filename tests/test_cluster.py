@@ -92,8 +92,8 @@ def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, from_ar
 
 def test_the_ladder_and_the_memory_on_a_cluster(tmp_path, client, monkeypatch):
     class Indefinite(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
-            return 5 - super().matrix(X, X2, progress)
+        def entries(self, X, X2=None, progress=None):
+            return 5 - super().entries(X, X2, progress)
 
     said: list[str] = []
     run = complete(tmp_path, make_data(), Indefinite())

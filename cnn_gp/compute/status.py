@@ -18,7 +18,9 @@ def status(run: RunDirectory, verify: bool = False) -> str:
     description = run.description()
     parts = description.tiling.parts()
     missing, reasons = run.missing_parts(verify)
-    total, left = description.tiling.entries, sum(part.entries for part in missing)
+    so_far = [run.kept_so_far(part) for part in missing]
+    kept, seconds = sum(entries for entries, _ in so_far), sum(seconds for _, seconds in so_far)
+    total, left = description.tiling.entries, sum(part.entries for part in missing) - kept
     lines = [
         f"{run.name} in {run.workdir}: {len(parts) - len(missing)} of {len(parts)} parts done, "
         f"{1 - left / total:.1%} of {total:,} kernel entries"
@@ -42,9 +44,9 @@ def status(run: RunDirectory, verify: bool = False) -> str:
     if missing:
         listed = ", ".join(part.name for part in missing[:8])
         lines.append("  missing: " + listed + (f" and {len(missing) - 8} more" if len(missing) > 8 else ""))
-        seconds = sum(record.get("seconds", 0.0) for record in run.provenance(done))
-        if seconds:
-            rate = sum(part.entries for part in done) / seconds
+        seconds += sum(record.get("seconds", 0.0) for record in run.provenance(done))
+        if seconds and left < total:
+            rate = (total - left) / seconds
             lines.append(f"  about {duration(left / rate)} of one worker's time left")
     elif not run.view_path.exists():
         lines.append("  the view isn't written: start save_kernels.py once more with the same flags")

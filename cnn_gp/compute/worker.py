@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -38,6 +38,8 @@ class Job:
     """Of the run whose kernel the engine computes."""
     claim_timeout: float = TIMEOUT
     heartbeat: float = HEARTBEAT
+    keep_every: float = 60.0
+    """Seconds after which what is finished of a row of tiles is put aside: about what a kill loses."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,10 @@ class Worker:
         if self._engine is None:
             self._engine = self._job.make_engine(self._device)
             self._images = self.run.images()
+        _, before = self.run.kept_so_far(part)
         start = time.perf_counter()
-        rows = []
-        for row in part.rows:
-            done = self.run.kept_row(part, row)
-            if done is None:
-                done = self._compute_row(row, self._engine, progress)
-                if len(part.rows) > 1:
-                    with self._naming_the_layer():
-                        self.run.keep_row(part, row, *done)
-            elif progress is not None:
-                progress(row.entries)
-            rows.append(done)
-        seconds = time.perf_counter() - start
+        rows = [self._compute_row(part, row, self._engine, progress) for row in part.rows]
+        seconds = before + time.perf_counter() - start
         who: dict[str, Any] = {"engine": self._engine.name, "device": self._device, **software()}
         who.update(pid=os.getpid(), seconds=seconds)
         with self._naming_the_layer():
@@ -119,23 +112,49 @@ class Worker:
         return Outcome(part.name, "computed", seconds)
 
     def _compute_row(
-        self, row: TileRow, engine: "Engine", progress: "Progress | None"
+        self, part: Part, row: TileRow, engine: "Engine", progress: "Progress | None"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The entries of a row of tiles, and the diagonal at its images."""
+        """The entries of a row of tiles, and the diagonal at its images, as far as they weren't put aside before."""
+        X, training = self._images[ROW_IMAGES[row.matrix]][row.start : row.stop], self._images["X"]
+        entries, diagonal = self.run.kept_row(part, row) or (np.full(row.shape, np.nan, X.dtype), None)
+        if diagonal is not None:
+            if progress is not None:
+                progress(row.entries)
+            return entries, diagonal
+        start = kept = time.perf_counter()
+        before = self.run.kept_so_far(replace(part, rows=(row,)))[1]
+        keeping = threading.Lock()
 
-        def tick(entries: int) -> None:
+        def keep(diagonal: np.ndarray | None = None) -> None:
+            self.run.keep_row(part, row, entries.copy(), diagonal, before + time.perf_counter() - start)
+
+        def tick(n: int) -> None:
+            nonlocal kept
             if self._stop.is_set():
                 raise Stopped
             if progress is not None:
-                progress(entries)
+                progress(n)
+            if time.perf_counter() - kept >= self._job.keep_every and keeping.acquire(blocking=False):
+                # The other threads go on writing entries meanwhile: each is there or NaN.
+                try:
+                    keep()
+                    kept = time.perf_counter()
+                finally:
+                    keeping.release()
 
-        X, training = self._images[ROW_IMAGES[row.matrix]][row.start : row.stop], self._images["X"]
-        if row.matrix != "Kxx":
-            return engine.matrix(X, training, tick), engine.diag(X)
-        square = engine.matrix(X, progress=tick)
-        beyond = training[row.stop :]
-        entries = np.concatenate([square, engine.matrix(X, beyond, tick)], axis=1) if len(beyond) else square
-        return entries, np.diagonal(square).copy()
+        if row.matrix == "Kxx":
+            n = row.shape[0]
+            engine.matrix(X, progress=tick, out=entries[:, :n])
+            if row.n_columns > n:
+                engine.matrix(X, training[row.stop :], tick, out=entries[:, n:])
+            diagonal = np.diagonal(entries).copy()
+        else:
+            engine.matrix(X, training, tick, out=entries)
+            diagonal = engine.diag(X)
+        if len(part.rows) > 1:
+            with self._naming_the_layer():
+                keep(diagonal)
+        return entries, diagonal
 
     @contextmanager
     def _naming_the_layer(self) -> Iterator[None]:

@@ -18,8 +18,19 @@ class Engine(Protocol):
 
     name: str
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
-        """K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit."""
+    def matrix(
+        self,
+        X: np.ndarray,
+        X2: np.ndarray | None = None,
+        progress: Progress | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """
+        K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit.
+
+        :param out: of the result's shape and X's dtype: entries are written there as they are finished, and it is what
+            is returned. Where it isn't NaN it holds entries already, which aren't computed again.
+        """
 
     def diag(self, X: np.ndarray) -> np.ndarray:
         """The kernel's diagonal K(x, x) at the images, [N]."""

@@ -134,22 +134,34 @@ class TensorFlowEngine:
         if not same or structure != _structure(self.kernel.network):
             self._trace()
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: "Progress | None" = None) -> np.ndarray:
-        """K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit."""
+    def matrix(
+        self,
+        X: np.ndarray,
+        X2: np.ndarray | None = None,
+        progress: "Progress | None" = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """
+        K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit.
+
+        :param out: where entries are written; what isn't NaN there isn't computed again (:class:`.engine.Engine`).
+        """
         self._trace_if_changed()
         symmetric = X2 is None
         X2 = X if X2 is None else X2
-        result = np.empty((len(X), len(X2)), X.dtype)
+        result = np.full((len(X), len(X2)), np.nan, X.dtype) if out is None else out
 
         def compute(corner: tuple[int, int]) -> None:
             i, j = corner
             rows, columns = X[i : i + self._batch_size], X2[j : j + self._batch_size]
-            entries = self._run(self._cross, self._padded(rows), self._padded(columns))[: len(rows), : len(columns)]
-            result[i : i + len(rows), j : j + len(columns)] = entries
+            batch = result[i : i + len(rows), j : j + len(columns)]
+            if np.isnan(batch).any():
+                entries = self._run(self._cross, self._padded(rows), self._padded(columns))
+                batch[:] = entries[: len(rows), : len(columns)]
             if progress is not None:
                 # Of a batch on the diagonal only a triangle is kept.
                 n = len(rows)
-                progress(n * (n + 1) // 2 if symmetric and i == j else entries.size)
+                progress(n * (n + 1) // 2 if symmetric and i == j else batch.size)
 
         each(self._pool, compute, self._corners(len(X), len(X2), symmetric))
         if symmetric:

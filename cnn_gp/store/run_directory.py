@@ -7,7 +7,7 @@ A run RUN in a working directory WORKDIR is
 - ``WORKDIR/RUN/images.h5``: the images ``X``, ``Xv``, ``Xt``, for workers, which need nothing but this directory; of a
   run that whitens them also whitened, ``whitened/X``, ...;
 - ``WORKDIR/RUN/Kxx_0000.h5``, ...: the parts (:mod:`.tiling`, :mod:`.part_file`);
-- ``WORKDIR/RUN/Kxx_0000.row_0.npz``, only while a part of several rows is being computed: its finished rows;
+- ``WORKDIR/RUN/Kxx_0000.row_0.npz``, only while a part is being computed: what is finished of its rows of tiles;
 - ``WORKDIR/RUN/claims``: which process computes which part;
 - ``WORKDIR/RUN.h5``: a view of all parts as whole matrices, for everyone else (:mod:`.view`). It is written last.
 
@@ -128,24 +128,53 @@ class RunDirectory:
         self._write(self._part_path(part), content, {"provenance": dict(provenance or {}), "diagonals": diagonals})
         self._forget_kept_rows(part)
 
-    def keep_row(self, part: Part, row: TileRow, entries: np.ndarray, diagonal: np.ndarray) -> None:
-        """Put a finished row of an unfinished part aside, so that a kill loses only the row at work."""
-        _refuse_non_finite(row, entries, diagonal)
-        content = io.BytesIO()
-        np.savez(content, entries=entries, variances=diagonal)
-        self._write(self._row_path(part, row), content.getvalue())
+    def keep_row(
+        self, part: Part, row: TileRow, entries: np.ndarray, diagonal: np.ndarray | None, seconds: float = 0.0
+    ) -> None:
+        """
+        Put a row of an unfinished part aside, so that a kill loses only what was computed since.
 
-    def kept_row(self, part: Part, row: TileRow) -> Row | None:
+        :param entries: NaN where they aren't computed yet.
+        :param diagonal: None where the row isn't finished.
+        :param seconds: the time that the row has taken so far.
+        """
+        content = io.BytesIO()
+        if diagonal is None:
+            there = ~np.isnan(entries)
+            np.savez(content, entries=entries)
+        else:
+            _refuse_non_finite(row, entries, diagonal)
+            there = np.ones(row.shape, bool)
+            np.savez(content, entries=entries, variances=diagonal)
+        if row.matrix == "Kxx":
+            # Below the diagonal it only mirrors.
+            there[np.tril_indices(row.shape[0], -1)] = False
+        about = {"entries": int(there.sum()), "seconds": seconds}
+        self._write(self._row_path(part, row), content.getvalue(), about)
+
+    def kept_row(self, part: Part, row: TileRow) -> tuple[np.ndarray, np.ndarray | None] | None:
         """What :meth:`keep_row` put aside; None where there is nothing, or nothing whole."""
         path = self._row_path(part, row)
         try:
             content, _ = read_sealed(path, self.description().fingerprint)
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                return file["entries"], file["variances"]
+                return file["entries"], file["variances"] if "variances" in file else None
         except (FileNotFoundError, Damaged):
             return None
         except OSError as error:
             raise _unreadable(path, error) from error
+
+    def kept_so_far(self, part: Part) -> tuple[int, float]:
+        """Of an unfinished part, how many entries were put aside, and the seconds that they took."""
+        entries, seconds = 0, 0.0
+        for row in part.rows:
+            try:
+                about = read_seal(self._row_path(part, row), self.description().fingerprint).about
+            except (OSError, Damaged):
+                continue
+            entries += about.get("entries", row.entries)
+            seconds += about.get("seconds", 0.0)
+        return entries, seconds
 
     def missing_parts(self, verify: bool = False) -> tuple[list[Part], dict[str, str]]:
         """

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from cnn_gp.compute.claims import Claims, claimed
 from cnn_gp.compute.scheduler import check_disk, compute_run, in_order, shares
+from cnn_gp.compute.status import status
 from cnn_gp.errors import UserError
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
@@ -198,10 +200,10 @@ def test_a_kill_in_a_part_of_many_rows_loses_one_row(tmp_path, monkeypatch):
     monkeypatch.setattr("cnn_gp.store.tiling.MAX_PARTS", 6)
 
     class Dying(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
+        def entries(self, X, X2=None, progress=None):
             if self.calls == 15:
                 raise KeyboardInterrupt
-            return super().matrix(X, X2, progress)
+            return super().entries(X, X2, progress)
 
     run = begin(tmp_path, make_data(**SIZES), n_max=2)
     first = in_order(run.description().tiling.parts())[0]
@@ -217,6 +219,59 @@ def test_a_kill_in_a_part_of_many_rows_loses_one_row(tmp_path, monkeypatch):
     assert engine.calls == everything - 14
     assert not list(run.folder.glob("*.npz"))
     run.check_complete()
+
+
+def test_a_kill_in_a_row_of_tiles_loses_what_was_computed_since_it_was_put_aside(tmp_path, whole):
+    """An engine that finishes one entry at a time, in a run whose rows are put aside after each."""
+
+    class Steps(NumpyEngine):
+        computed, least = 0, 10**9
+
+        def matrix(self, X, X2=None, progress=None, out=None):
+            entries = super().entries(X, X2)
+            for place in zip(*np.nonzero(np.isnan(out)), strict=True):
+                self.computed += 1
+                if self.computed > self.least:
+                    raise KeyboardInterrupt
+                out[place] = entries[place]
+                progress(1)
+            return out
+
+    run = begin(tmp_path, make_data(**SIZES))
+    first = in_order(run.description().tiling.parts())[0]
+    (row,) = first.rows
+    dying = Steps()
+    dying.least = 200
+    with pytest.raises(KeyboardInterrupt):
+        compute_run(job_of(run, lambda device: dying, keep_every=0.0))
+    (aside,) = run.folder.glob("*.npz")
+    kept, seconds = run.kept_so_far(first)
+    assert aside.name == f"{first.name}.row_{row.start}.npz"
+    assert kept == 200 and seconds > 0
+    assert run.kept_row(first, row)[1] is None
+    assert f"{200 / run.description().tiling.entries:.1%} of" in status(run) and "time left" in status(run)
+    engine = Steps()
+    assert compute_run(job_of(run, lambda device: engine, keep_every=1e9))
+    n_stored = sum(math.prod(row.shape) for row in run.description().tiling.all_rows())
+    assert engine.computed == n_stored - 200
+    assert datasets_of(tmp_path) == whole
+    assert not list(run.folder.glob("*.npz"))
+    assert run.provenance([first])[0]["seconds"] > seconds
+
+
+def test_what_is_put_aside_counts_each_entry_of_a_square_once(tmp_path):
+    run = begin(tmp_path, make_data(**SIZES))
+    part = run.description().tiling.parts()[0]
+    (row,) = part.rows
+    assert row.matrix == "Kxx" and run.kept_so_far(part) == (0, 0.0)
+    entries = np.ones(row.shape)
+    run.keep_row(part, row, entries, None, 2.5)
+    assert run.kept_so_far(part) == (row.entries, 2.5)
+    entries[:, 60:] = np.nan
+    entries[2, 3] = np.nan
+    run.keep_row(part, row, entries, None, 2.5)
+    assert run.kept_so_far(part) == (row.entries - 60 * 5 - 1, 2.5)
+    np.testing.assert_array_equal(run.kept_row(part, row)[0], entries)
 
 
 def test_rows_put_aside_that_are_damaged_are_computed_again(tmp_path, monkeypatch):

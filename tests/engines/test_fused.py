@@ -130,6 +130,31 @@ def test_every_layer_agrees_with_the_float64_kernel(name):
     np.testing.assert_array_equal(np.diag(K), engine.diag(X))
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", ["resnet", "pool"])
+def test_entries_that_are_there_are_not_computed_again(name, symmetric, n_threads):
+    kernel, _ = KERNELS[name]
+    engine = FusedEngine(lower(kernel), n_threads=n_threads)
+    X = images(kernel, 150)
+    X2 = None if symmetric else images(kernel, 70, seed=2)
+    expected = engine.matrix(X, X2)
+    shape, count = expected.shape, []
+    out = np.full(shape, np.nan, np.float32)
+    engine.matrix(X, X2, count.append, out)
+    np.testing.assert_array_equal(out, expected)
+    total = sum(count)
+    assert total == (150 * 151 // 2 if symmetric else 150 * 70)
+    # Of every column only some entries are there; what is there isn't touched, here to be recognised.
+    out[np.random.default_rng(0).random(shape) < 0.01] = np.nan
+    out[:, :WIDTH] = expected[:, :WIDTH] if symmetric else -1
+    del count[:]
+    assert engine.matrix(X, X2, count.append, out) is out
+    np.testing.assert_array_equal(out[:, WIDTH:], expected[:, WIDTH:])
+    assert symmetric or (out[:, :WIDTH] == -1).all()
+    assert sum(count) == total
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_covariance_with_itself_is_the_variance_to_the_bit(name):
     kernel, _ = KERNELS[name]

@@ -93,6 +93,23 @@ def test_progress_counts_the_entries(rng):
     assert sum(counted) == 21 * 5
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_entries_that_are_there_are_not_computed_again(symmetric, rng):
+    kernel = DeepKernel([1, 4, 4], [3], ExReLU(), 2.0, 0.3)
+    engine = TensorFlowEngine(kernel, batch_size=4)
+    X = rng.random((11, 16))
+    X2 = None if symmetric else X[:9]
+    expected, count = engine.matrix(X, X2), []
+    out = np.full(expected.shape, -1.0)
+    out[5, 6] = np.nan
+    assert engine.matrix(X, X2, count.append, out) is out
+    # Of the batch of which one is missing all are computed; a symmetric matrix's diagonal always is.
+    np.testing.assert_array_equal(out[4:8, 4:8], expected[4:8, 4:8])
+    out[4:8, 4:8] = -1
+    assert ((out == -1) | (symmetric & np.eye(*out.shape, dtype=bool))).all()
+    assert sum(count) == (66 if symmetric else 99)
+
+
 def test_an_error_in_a_batch_is_raised_and_the_engine_goes_on(rng):
     engine = TensorFlowEngine(KERNELS["relu"], batch_size=4)
     with pytest.raises(UserError, match="have 63 columns; expected 64"):

@@ -23,7 +23,20 @@ class NumpyEngine:
     def __init__(self) -> None:
         self.calls = 0
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def matrix(
+        self,
+        X: np.ndarray,
+        X2: np.ndarray | None = None,
+        progress: Progress | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        entries = self.entries(X, X2, progress)
+        if out is None:
+            return entries
+        out[:] = entries
+        return out
+
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         self.calls += 1
         X2 = X if X2 is None else X2
         distances = ((X[:, None, :].astype(np.float64) - X2[None, :, :]) ** 2).sum(-1)

@@ -29,9 +29,9 @@ class SlowEngine(NumpyEngine):
         super().__init__()
         self.seconds = seconds
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         time.sleep(self.seconds)
-        return super().matrix(X, X2, progress)
+        return super().entries(X, X2, progress)
 
 
 class DyingEngine(SlowEngine):
@@ -41,7 +41,7 @@ class DyingEngine(SlowEngine):
         super().__init__()
         self.marker = Path(marker)
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         if self.calls == 2:
             try:
                 self.marker.touch(exist_ok=False)
@@ -49,7 +49,7 @@ class DyingEngine(SlowEngine):
                 pass
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().matrix(X, X2, progress)
+        return super().entries(X, X2, progress)
 
 
 class MeetingEngine(NumpyEngine):
@@ -66,7 +66,7 @@ class MeetingEngine(NumpyEngine):
 class EndlessEngine(NumpyEngine):
     """Is at work until its worker is stopped."""
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
         assert progress is not None
         while True:
             progress(0)
@@ -101,8 +101,8 @@ class NaNEngine(NumpyEngine):
     def __init__(self, device: str) -> None:
         super().__init__()
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
-        K = super().matrix(X, X2, progress)
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+        K = super().entries(X, X2, progress)
         K[-1, 0] = np.inf
         return K
 

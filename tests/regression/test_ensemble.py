@@ -18,8 +18,8 @@ NOISE = 1e-2
 class WiderEngine(NumpyEngine):
     """Another kernel: as that of images of half the size."""
 
-    def matrix(self, X, X2=None, progress=None):
-        return super().matrix(X / 2, None if X2 is None else X2 / 2, progress)
+    def entries(self, X, X2=None, progress=None):
+        return super().entries(X / 2, None if X2 is None else X2 / 2, progress)
 
 
 @pytest.fixture

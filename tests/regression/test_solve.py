@@ -84,8 +84,8 @@ def test_duplicates_climb_the_ladder_aloud_and_the_training_error_is_that_of_the
 
 def test_an_indefinite_matrix_is_refused_with_what_to_do(tmp_path):
     class Indefinite(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
-            return 5 - super().matrix(X, X2, progress)
+        def entries(self, X, X2=None, progress=None):
+            return 5 - super().entries(X, X2, progress)
 
     said: list[str] = []
     run = complete(tmp_path, make_data(), Indefinite())
@@ -99,8 +99,8 @@ def test_the_ladder_restores_the_matrix_exactly(tmp_path):
     """A matrix that needs 1e-4: the solution is as good as if that jitter had been asked for."""
 
     class Shifted(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
-            K = super().matrix(X, X2, progress)
+        def entries(self, X, X2=None, progress=None):
+            K = super().entries(X, X2, progress)
             if X2 is None:
                 K[np.diag_indices(len(X))] -= self.shift
             return K

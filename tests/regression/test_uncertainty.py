@@ -157,8 +157,8 @@ def test_equal_images_are_named(tmp_path):
     data.X[7] = data.X[4]
 
     class Singular(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
-            K = super().matrix(X, X2, progress)
+        def entries(self, X, X2=None, progress=None):
+            K = super().entries(X, X2, progress)
             if X2 is None:
                 # As rounding may have it.
                 K[np.diag_indices(len(K))] -= 1e-9

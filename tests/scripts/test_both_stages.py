@@ -202,8 +202,8 @@ def test_classify_refuses_a_damaged_part(tmp_path):
 
 def test_classify_says_each_jitter_and_records_it(tmp_path):
     class Indefinite(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
-            K = super().matrix(X, X2, progress)
+        def entries(self, X, X2=None, progress=None):
+            K = super().entries(X, X2, progress)
             return K - 1e-3 * np.eye(len(X)) if X2 is None else K
 
     data = make_data()

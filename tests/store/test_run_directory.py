@@ -139,10 +139,10 @@ def test_an_incomplete_run_is_refused_with_what_is_missing(tmp_path):
 
 def test_no_view_while_parts_are_missing_after_an_interruption(tmp_path):
     class Dying(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
+        def entries(self, X, X2=None, progress=None):
             if self.calls == 4:
                 raise KeyboardInterrupt
-            return super().matrix(X, X2, progress)
+            return super().entries(X, X2, progress)
 
     data = make_data()
     with pytest.raises(KeyboardInterrupt):
@@ -176,8 +176,8 @@ def test_another_run_in_the_same_place_is_refused_with_both_values(tmp_path, cha
 
 def test_a_non_finite_entry_is_never_committed(tmp_path):
     class Broken(NumpyEngine):
-        def matrix(self, X, X2=None, progress=None):
-            K = super().matrix(X, X2, progress)
+        def entries(self, X, X2=None, progress=None):
+            K = super().entries(X, X2, progress)
             if X2 is not None and self.calls == 4:
                 K[1, 2] = np.nan
             return K

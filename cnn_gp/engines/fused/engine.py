@@ -55,25 +55,25 @@ class _Code:
         """How often the program of the images runs for a pair."""
         return 1 if self.images.displaced is None else len(self.images.displaced)
 
-    def entries(self, memory: _Memory, down: Side, across: Side, done: Callable[[], None] | None = None) -> np.ndarray:
+    def entries(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
         """
         The kernel of a column of micro-tiles, [rows, WIDTH].
 
-        :param done: called after each displacement.
+        :param done: called after each displacement, with 1.
         """
         entries = self.pooled(memory, down, across, done)
         if self.head is not None:
             covariances(self.head.code, memory.work, down, across, POLYNOMIALS, entries)
         return entries[0]
 
-    def pooled(self, memory: _Memory, down: Side, across: Side, done: Callable[[], None] | None = None) -> np.ndarray:
+    def pooled(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
         """The same before the head, [kernels, rows, WIDTH]."""
         code, displaced = self.images.code, self.images.displaced
         entries = np.zeros((code.kernels, len(down.pixels) * ROWS, WIDTH))
         for one in [code] if displaced is None else displaced:
             covariances(one, memory.work, down, across, POLYNOMIALS, entries)
             if done is not None:
-                done()
+                done(1)
         return entries
 
 
@@ -150,12 +150,22 @@ class FusedEngine:
         """What it computes."""
         return self._program
 
-    def matrix(self, X: np.ndarray, X2: np.ndarray | None = None, progress: "Progress | None" = None) -> np.ndarray:
-        """K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit."""
+    def matrix(
+        self,
+        X: np.ndarray,
+        X2: np.ndarray | None = None,
+        progress: "Progress | None" = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """
+        K(X, X2) [N, M]; without X2 the symmetric K(X) [N, N], whose diagonal is :meth:`diag`'s to the bit.
+
+        :param out: where entries are written; what isn't NaN there isn't computed again (:class:`..engine.Engine`).
+        """
         X = self._checked(X)
         symmetric = X2 is None
         columns = X if X2 is None else self._checked(X2)
-        result = np.empty((len(X), len(columns)), np.float32)
+        result = np.full((len(X), len(columns)), np.nan, np.float32) if out is None else out
         for start in range(0, len(X), STRIP):
             self._strip(result, X, columns, start, symmetric, progress)
         return result
@@ -239,14 +249,20 @@ class FusedEngine:
         def pass_columns(task: tuple[int, int, int]) -> None:
             first, top, end = task
             last = min(first + PAIRS, len(columns))
-            prepared = self._prepare(columns[first:last])
             # Of a symmetric matrix only what isn't wholly below the diagonal.
             rights = [(left, min(left + WIDTH, last)) for left in range(first, last, WIDTH)]
             groups = [(left, right, min(end, right) if symmetric else end) for left, right in rights]
             groups = [group for group in groups if group[-1] > top]
             n_entries = _n_entries(top, end, first, last, symmetric)
-            done = progress and _in_shares(progress, n_entries, len(groups) * self._code.n_displacements())
-            for left, right, bottom in groups:
+            missing = [group for group in groups if np.isnan(result[top : group[2], group[0] : group[1]]).any()]
+            calls = self._code.n_displacements()
+            done = progress and _in_shares(progress, n_entries, len(groups) * calls)
+            if done is not None and len(missing) < len(groups):
+                done((len(groups) - len(missing)) * calls)
+            if not missing:
+                return
+            prepared = self._prepare(columns[first:last])
+            for left, right, bottom in missing:
                 rows = slice((top - start) // ROWS, -(-(bottom - start) // ROWS))
                 down, across = Side(pixels[rows], deviations[rows]), prepared.across((left - first) // WIDTH)
                 entries = self._code.entries(self._memory, down, across, done)
@@ -275,13 +291,13 @@ def _tasks(firsts: range, start: int, stop: int, n_threads: int) -> Iterator[tup
             yield first, top, min(top + height, stop)
 
 
-def _in_shares(progress: "Progress", n_entries: int, n_calls: int) -> Callable[[], None]:
-    """What reports ``n_entries`` in all, in equal shares, when it is called ``n_calls`` times."""
+def _in_shares(progress: "Progress", n_entries: int, n_calls: int) -> "Progress":
+    """What reports ``n_entries`` in all, in equal shares, as it is called with ``n_calls`` in all."""
     calls = reported = 0
 
-    def done() -> None:
+    def done(n: int) -> None:
         nonlocal calls, reported
-        calls += 1
+        calls += n
         share = n_entries * calls // n_calls - reported
         reported += share
         progress(share)
