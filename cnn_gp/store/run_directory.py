@@ -158,7 +158,7 @@ class RunDirectory:
         try:
             content, _ = read_sealed(path, self.description().fingerprint)
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                return file["entries"], file["variances"] if "variances" in file else None
+                return file["entries"], file.get("variances")
         except (FileNotFoundError, Damaged):
             return None
         except OSError as error:

@@ -90,8 +90,25 @@ class Displaced:
     def __iter__(self) -> "Iterator[Code]":
         return (self.at(dy, dx) for dy in self._y for dx in self._x)
 
+    def displacements(self) -> tuple[list[int], list[int]]:
+        """Along y and along x."""
+        return list(self._y), list(self._x)
+
+    def stride_at_start(self) -> tuple[int, int]:
+        """How far a displacement of one pixel reaches in what the code begins with."""
+        y, x = self._strides[0, 1]
+        return int(y), int(x)
+
     def at(self, dy: int, dx: int) -> "Code":
         """The code of one displacement."""
+        return self._code._replace(steps=self.steps_at(dy, dx), weights=self.weights_at(dy, dx))
+
+    def weights_at(self, dy: int, dx: int) -> np.ndarray:
+        """The pool's weights at one displacement: of each row, then of each column."""
+        return np.concatenate([self._y[dy], self._x[dx]])
+
+    def steps_at(self, dy: int, dx: int) -> np.ndarray:
+        """The table of one displacement, STEP [steps]."""
         steps = self._code.steps.copy()
         for end, places in enumerate(("before", "after")):
             size = ("inputs", "outputs")[end]
@@ -101,4 +118,4 @@ class Displaced:
             for side, sign in (("down", -1), ("across", 1)):
                 first = {axis: np.maximum(sign * along, 0) for axis, along in d.items()}
                 steps[places][side] += first["y"] * steps[places]["width"] + first["x"]
-        return self._code._replace(steps=steps, weights=np.concatenate([self._y[dy], self._x[dx]]))
+        return steps

@@ -20,6 +20,7 @@ from .loops import covariances, variances
 from .microtile import PAIRS, POLYNOMIALS, ROWS, Side
 from .program import Code, Compiled, Program
 from .simd import WIDTH
+from .streamed import Stage, Streamed, streamed
 
 if TYPE_CHECKING:
     from ..engine import Progress
@@ -45,21 +46,33 @@ class _Code:
     """A program's codes, and what is done with them in a thread's memory."""
 
     def __init__(self, program: Program, *, merge: bool = True) -> None:
-        self.images = program.compiled(merge=merge)
-        self.head = None if program.head is None else program.head.compiled(merge=merge)
-        self.positions = max(part.positions for part in (self.images, self.head) if part is not None)
+        programs = [program]
+        while (head := programs[-1].head) is not None and head.size != (1, 1):
+            programs.append(head)
+        stages = [
+            Stage(one.compiled(merge=merge), None if one.pool is None else (one.pool.y, one.pool.x)) for one in programs
+        ]
+        self.images = stages[0].compiled
+        self.head = None if head is None else head.compiled(merge=merge)
+        # Where there are pools in the middle: for an image's own map after each, and for a pair all of it.
+        self.later = [(streamed(stages[:n], to_map=True), stages[n].compiled) for n in range(1, len(stages))]
+        self.streamed = streamed(stages) if self.later else None
+        parts = [self.images, self.head, self.streamed, *(part for pair in self.later for part in pair)]
+        self.positions = max(part.positions for part in parts if part is not None)
         # A nonlinearity of the pooled pixel needs each image's own variance.
-        self.needs_pooled = program.head is not None and any(step.before for step in program.head.steps)
+        self.needs_pooled = head is not None and any(step.before for step in head.steps)
 
-    def n_displacements(self) -> int:
-        """How often the program of the images runs for a pair."""
-        return 1 if self.images.displaced is None else len(self.images.displaced)
+    def n_calls(self, groups: int) -> int:
+        """How often ``done`` is called for so many groups of ROWS images."""
+        if self.images.displaced is None or self.streamed is not None:
+            return groups
+        return groups * len(self.images.displaced)
 
     def entries(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
         """
         The kernel of a column of micro-tiles, [rows, WIDTH].
 
-        :param done: called after each displacement, with 1.
+        :param done: called with the number of micro-tiles that went through the program once more.
         """
         entries = self.pooled(memory, down, across, done)
         if self.head is not None:
@@ -69,12 +82,42 @@ class _Code:
     def pooled(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
         """The same before the head, [kernels, rows, WIDTH]."""
         code, displaced = self.images.code, self.images.displaced
-        entries = np.zeros((code.kernels, len(down.pixels) * ROWS, WIDTH))
-        for one in [code] if displaced is None else displaced:
-            covariances(one, memory.work, down, across, POLYNOMIALS, entries)
+        n_groups = len(down.pixels)
+        if self.streamed is not None:
+            code = self.streamed.code
+            entries = np.zeros((code.kernels, n_groups * ROWS, WIDTH))
+            # One at a time takes long enough.
+            for group in range(n_groups):
+                one = Side(down.pixels[group : group + 1], down.deviations[group : group + 1])
+                rows = entries[:, group * ROWS : (group + 1) * ROWS]
+                covariances(code, memory.work, one, across, POLYNOMIALS, rows)
+                if done is not None:
+                    done(1)
+            return entries
+        entries = np.zeros((code.kernels, n_groups * ROWS, WIDTH))
+        for at_displacement in [code] if displaced is None else displaced:
+            covariances(at_displacement, memory.work, down, across, POLYNOMIALS, entries)
             if done is not None:
-                done(1)
+                done(n_groups)
         return entries
+
+    def own_maps(self, part: Streamed, memory: _Memory, down: Side, across: Side, length: int) -> np.ndarray:
+        """
+        Of WIDTH images, which are down too, the covariances of each with itself, and the tangents.
+
+        :return: [covariances and tangents, length of the map, WIDTH]
+        """
+        code, maps = part.code, memory.work.reshape(-1, ROWS, WIDTH)
+        starts = [code.result, code.result + code.tangent] if code.tangent else [code.result]
+        found = np.empty((len(starts), length, WIDTH), np.float32)
+        for group in range(WIDTH // ROWS):
+            one = Side(down.pixels[group : group + 1], down.deviations[group : group + 1])
+            covariances(code, memory.work, one, across, POLYNOMIALS, np.zeros((1, ROWS, WIDTH)))
+            for i, start in enumerate(starts):
+                for row in range(ROWS):
+                    image = group * ROWS + row
+                    found[i, :, image] = maps[start : start + length, row, image]
+        return found
 
 
 class _Prepared(NamedTuple):
@@ -102,15 +145,31 @@ class _Prepared(NamedTuple):
         side = Side(pixels.reshape(-1), memory.deviations)
         variances(code.images.code, memory.work, side, POLYNOMIALS, result)
         prepared = cls(pixels, memory.deviations.reshape(ROWS, -1, 2, WIDTH), result[0])
+        for part, stage in code.later:
+            # As in the pairs' program, so that an image's variances are its covariances with itself to the bit.
+            given = stage.code.steps[0]
+            length = int(given["y"]["outputs"] * given["x"]["outputs"])
+            own = [code.own_maps(part, memory, *side, length) for side in prepared.both_sides(n_groups)]
+            maps = memory.work.reshape(-1, ROWS, WIDTH)
+            for i in range(len(own[0])):
+                place = stage.code.given + i * stage.code.tangent
+                maps[place : place + length] = 0
+                for group, found in enumerate(own):
+                    maps[place : place + length, group] = found[i]
+            variances(stage.code._replace(given=-1), memory.work, side, POLYNOMIALS, result)
         if code.head is not None and (diagonal or code.needs_pooled):
             # The covariances of each image with itself, so that they are the matrix's to the bit.
-            down, height = prepared.down(), WIDTH // ROWS
-            for group in range(n_groups):
-                rows = slice(group * height, (group + 1) * height)
-                own = code.pooled(memory, Side(down.pixels[rows], down.deviations[rows]), prepared.across(group))
-                result[:, group * WIDTH : (group + 1) * WIDTH] = own.diagonal(axis1=1, axis2=2)
+            for group, (down, across) in enumerate(prepared.both_sides(n_groups)):
+                entries = code.pooled(memory, down, across)
+                result[:, group * WIDTH : (group + 1) * WIDTH] = entries.diagonal(axis1=1, axis2=2)
             variances(code.head.code, memory.work, side, POLYNOMIALS, result)
         return prepared
+
+    def both_sides(self, n_groups: int) -> list[tuple[Side, Side]]:
+        """Of each of the first groups, its WIDTH images down and across."""
+        down, height = self.down(), WIDTH // ROWS
+        rows = [slice(group * height, (group + 1) * height) for group in range(n_groups)]
+        return [(Side(down.pixels[at], down.deviations[at]), self.across(i)) for i, at in enumerate(rows)]
 
     def across(self, group: int) -> Side:
         """A group of WIDTH images as a micro-tile's columns."""
@@ -190,26 +249,34 @@ class FusedEngine:
         down, across = prepared.down(), prepared.across(0)
         images = Side(prepared.pixels.reshape(-1), memory.deviations)
 
-        def first_bad(part: Compiled, run: Callable[[Code], object]) -> int:
-            for number, step in enumerate(part.code.steps):
-                run(part.code._replace(steps=part.code.steps[number : number + 1]))
+        def bad(steps: Code, run: Callable[[Code], object]) -> Iterator[int]:
+            for number, step in enumerate(steps.steps):
+                run(steps._replace(steps=steps.steps[number : number + 1]))
                 length = step["y"]["outputs"] * step["x"]["outputs"]
-                places = {step["target"], step["target"] + part.code.tangent}
+                places = {step["target"], step["target"] + steps.tangent}
                 if not all(np.isfinite(maps[place:][:length]).all() for place in places):
-                    return number
-            return len(part.layers)
+                    yield number
 
         def named(part: Compiled, own: np.ndarray, entries: np.ndarray) -> str:
             """:param own, entries: what a head is given, else zeros."""
-            of_images = first_bad(part, lambda one: variances(one, memory.work, images, POLYNOMIALS, own.copy()))
-            of_pairs = first_bad(
-                part, lambda one: covariances(one, memory.work, down, across, POLYNOMIALS, entries.copy())
+            of_images = bad(part.code, lambda one: variances(one, memory.work, images, POLYNOMIALS, own.copy()))
+            of_pairs = bad(
+                part.code, lambda one: covariances(one, memory.work, down, across, POLYNOMIALS, entries.copy())
             )
-            return [*part.layers, ""][min(of_images, of_pairs)]
+            return [*part.layers, ""][min(next(found, len(part.layers)) for found in (of_images, of_pairs))]
+
+        def named_in_stream(part: Streamed) -> str:
+            """An image's variances are there as its covariances with itself."""
+            out = np.zeros((part.code.kernels, ROWS, WIDTH))
+            one = Side(down.pixels[:1], down.deviations[:1])
+            found = bad(part.code, lambda step: covariances(step, memory.work, one, across, POLYNOMIALS, out.copy()))
+            return [*part.layers, ""][min((part.order[number] for number in found), default=len(part.layers))]
 
         given = code.pooled(memory, down, across)
         own = np.zeros((len(given), PAIRS))
         found = named(code.images, own, np.zeros_like(given))
+        if not found and code.streamed is not None:
+            found = named_in_stream(code.streamed)
         if not found and code.head is not None:
             own[:, :WIDTH] = given[:, :WIDTH].diagonal(axis1=1, axis2=2)
             found = named(code.head, own, given)
@@ -255,10 +322,13 @@ class FusedEngine:
             groups = [group for group in groups if group[-1] > top]
             n_entries = _n_entries(top, end, first, last, symmetric)
             missing = [group for group in groups if np.isnan(result[top : group[2], group[0] : group[1]]).any()]
-            calls = self._code.n_displacements()
-            done = progress and _in_shares(progress, n_entries, len(groups) * calls)
-            if done is not None and len(missing) < len(groups):
-                done((len(groups) - len(missing)) * calls)
+            total, left = (
+                self._code.n_calls(sum(-(-(bottom - top) // ROWS) for _, _, bottom in some))
+                for some in (groups, missing)
+            )
+            done = progress and _in_shares(progress, n_entries, total)
+            if done is not None and left < total:
+                done(total - left)
             if not missing:
                 return
             prepared = self._prepare(columns[first:last])

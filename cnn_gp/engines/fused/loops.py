@@ -224,7 +224,7 @@ def _run(code, tile):
         elif step.operation == _CONV:
             _convolution(tile, step, code.row, code.ring)
         elif step.operation != _GIVEN:
-            _mean(tile, step, code.row, code.ring, code.weights)
+            _mean(tile, step, code.row, code.ring, code.weights[step.weights :])
 
 
 @kept

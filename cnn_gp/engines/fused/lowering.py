@@ -20,6 +20,7 @@ from ...kernels.ntk import NTKKernel
 from ...kernels.pooling import AvgPool, GlobalAvgPool
 from .displaced import Pool, UnequalStrides, strides_to_the_end
 from .program import Function, Nonlinear, Program, Size, Step
+from .streamed import is_inside
 
 
 class NotLowered(UserError):
@@ -60,7 +61,7 @@ def lower(kernel: NetworkKernel) -> Program:
     The program of a kernel.
 
     :raises NotLowered: where a layer isn't one of those below, the images have more than two spatial axes, or a pool
-        isn't the last layer of a map.
+        is in a branch of a sum, or reaches beyond the edge of its map and isn't the last.
     """
     if not isinstance(kernel, (NNGPKernel, NTKKernel)):
         raise NotLowered(f"The fused engine has no {type(kernel).__name__}")
@@ -69,36 +70,51 @@ def lower(kernel: NetworkKernel) -> Program:
     if len(positions) > 2:
         raise NotLowered(f"The fused engine computes maps with up to 2 spatial axes, and these have {len(positions)}")
     writer = _Writer(isinstance(kernel, NTKKernel))
-    image = writer.write(Step("input", _size(positions), layer="the images"))
-    program = Program(channels, _size(positions), writer.steps, ntk=writer.ntk)
-    layers = list(_in_order(kernel.network, ""))
-    pools = [i for i, (layer, _) in enumerate(layers) if isinstance(layer, (AvgPool, GlobalAvgPool))]
-    n_before = pools[0] if pools else len(layers)
-    value, positions = _lower_all(layers[:n_before], writer, image, positions)
-    if not pools:
+    first = Step("input", _size(positions), layer="the images")
+    return _lower_stage(list(_in_order(kernel.network, "")), writer, first, channels, positions)
+
+
+def _lower_stage(
+    layers: list[tuple[Layer, str]], writer: _Writer, first: Step, channels: int, positions: Positions
+) -> Program:
+    """The program from one step on to the first pool, whose head goes on from there."""
+    program = Program(channels, first.size, writer.steps, ntk=writer.ntk)
+    n_before = next(
+        (i for i, (layer, _) in enumerate(layers) if isinstance(layer, (AvgPool, GlobalAvgPool))), len(layers)
+    )
+    value, positions = _lower_all(layers[:n_before], writer, writer.write(first), positions)
+    if n_before == len(layers):
         return replace(program, n_deviations=max(1, writer.n_deviations))
-    pool, path = layers[n_before]
+    (pool, path), after = layers[n_before], layers[n_before + 1 :]
+    if first.operation == "given" and first.size == (1, 1):
+        raise NotLowered(
+            f"The fused engine has no pool of a map that another pool left one pixel of: {_named(pool, path)}"
+        )
     assert isinstance(pool, (AvgPool, GlobalAvgPool))
-    after = [layer for layer, _ in layers[n_before + 1 :]]
-    if len(pools) > 1 or not (isinstance(pool, GlobalAvgPool) or (after and isinstance(after[0], Dense))):
-        raise NotLowered(f"The fused engine has no pool before another layer of a map: {_named(pool, path)}")
     one = Window(1, 1, 1, 1, 0)
     y, x = (one, one, *pool.windows(positions))[-2:]
-    averaged = Pool(y, x)
     layer = _named(pool, path)
-    writer.write(Step("pool", (1, 1), source=value, scale=averaged.scale, trained=False, layer=layer))
+    positions = pool.output_positions(positions)
+    if after and isinstance(after[0][0], Dense):
+        # It reads the mean over what comes out.
+        positions = ()
+    size = _size(positions)
+    averaged = Pool(y, x)
+    if size != (1, 1) and not (is_inside(y) and is_inside(x)):
+        raise NotLowered(
+            f"The fused engine has no pool whose windows reach beyond the map before other layers: {layer}"
+        )
+    scale = averaged.scale if size == (1, 1) else 1 / (y.size * x.size) ** 2
+    writer.write(Step("pool", (1, 1), source=value, scale=scale, trained=False, layer=layer))
     try:
         strides_to_the_end(dict(enumerate(writer.steps)))
     except UnequalStrides:
         raise NotLowered(
             f"The fused engine needs equal strides in the branches of a sum before a pool: {layer}"
         ) from None
-    head = _Writer(writer.ntk, writer.n_deviations)
-    given = head.write(Step("given", (1, 1), layer=layer))
-    _lower_all(layers[n_before + 1 :], head, given, ())
-    n_deviations = max(1, head.n_deviations)
-    of_one_pixel = Program(1, (1, 1), head.steps, n_deviations, writer.ntk)
-    return replace(program, n_deviations=n_deviations, pool=averaged, head=of_one_pixel)
+    given = Step("given", size, layer=layer)
+    head = _lower_stage(after, _Writer(writer.ntk, writer.n_deviations), given, 1, positions)
+    return replace(program, n_deviations=head.n_deviations, pool=averaged, head=head)
 
 
 def _in_order(layer: Layer, path: str) -> Iterator[tuple[Layer, str]]:

@@ -49,6 +49,7 @@ STEP = np.dtype(
         ("bias", np.float32),
         ("trained", np.int64),
         ("mixed", np.int64),
+        ("weights", np.int64),
     ],
     align=True,
 )
@@ -80,7 +81,7 @@ class Step:
     "input" takes the images; "conv" is scale * (sum over the windows of ``before(source)``) + bias, then ``after``,
     then plus the map ``addend``; "pointwise" is ``before(source)`` plus ``addend``; "mean" is scale * (mean over
     positions of ``before(source)``) + bias; "pool" is scale * (weighted sum over positions of ``before(source)``);
-    "given" is a pool's value, summed over the displacements.
+    "given" is what comes out of a pool.
     """
 
     operation: str
@@ -126,7 +127,7 @@ class Code(NamedTuple):
     given: int
     """The place of covariances that the program begins with; -1: it begins with images."""
     weights: np.ndarray
-    """float32, of a pool: for each row of the map, then for each column."""
+    """float32, of pools: for each row of the map, then for each column, from the step's ``weights`` on."""
 
 
 class Compiled(NamedTuple):
@@ -156,7 +157,7 @@ class Program:
     pool: Pool | None = None
     """The average pool that it ends in: its last step."""
     head: "Program | None" = None
-    """After a pool: the program of the one pixel that is left."""
+    """After a pool: the program of what comes out of it, which is one pixel after the last pool."""
 
     def compiled(self, *, merge: bool = True) -> Compiled:
         """:param merge: False: every step on its own, every value in a place of its own, to look at them one by one."""
@@ -201,6 +202,7 @@ class Program:
             step.bias,
             step.trained,
             step.mixed,
+            0,
         )
 
 
