@@ -217,8 +217,8 @@ class NNGPEstimator(BaseEstimator):
         from ..kernels.architectures import build_kernel, network_kernel
         from ..kernels.layer import Layer
         from ..kernels.layers import Dense, Sequential
-        from ..kernels.nonlinearities import ExReLU
         from ..kernels.network_kernel import NetworkKernel
+        from ..kernels.nonlinearities import ExReLU
 
         kernel: Any = self.kernel
         if kernel is None:
