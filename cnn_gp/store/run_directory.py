@@ -292,7 +292,8 @@ class RunDirectory:
 
     def whitening(self) -> "ZCA | None":
         """What new images have to be transformed by, or None. :raises UserError: as :meth:`images`."""
-        return _whitening(self.description(), self.raw_images()["X"])
+        description = self.description()
+        return _whitening(description, self.raw_images()["X"]) if description.preprocessing else None
 
     def check_complete(self) -> None:
         """:raises UserError: where parts are missing or unusable; it lists them."""
