@@ -10,11 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from helpers.documents import DOCUMENTS, Block, blocks, flags_of_all
 from helpers.paths import ROOT
 from helpers.scripts import ENVIRONMENT
+
+# Some examples draw.
+matplotlib.use("Agg")
 
 #: Blocks that aren't run, by the document and the start of their first line.
 NOT_RUN = {
@@ -74,23 +78,32 @@ def checkout(tmp_path_factory):
 def test_every_block_runs(document, checkout, monkeypatch, request):
     monkeypatch.chdir(checkout.folder)
     to_run = [block for block in blocks(document) if why_not(document, block) is None]
+    # A page's examples go on from one another.
+    names = {"__name__": "example"}
     # Last, those of MNIST, so that where it isn't here the others have run.
     for block in sorted(to_run, key=lambda block: "--data_dir=DATA" in block.text):
         text = block.text
         if "--data_dir=DATA" in text:
             text = text.replace("--data_dir=DATA", f"--data_dir={request.getfixturevalue('mnist_dir')}")
         if block.language == "python":
-            assert block.prints in run_python(text)
+            assert block.prints in run_python(text, names)
         else:
             run_bash(checkout.without_what_is_computed(text), checkout.folder)
 
 
-def run_python(text: str) -> str:
+def run_python(text: str, names: dict[str, object]) -> str:
     """Run an example in this process, where TensorFlow is imported already; what it prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(text, "example", "exec"), {"__name__": "example"})
+        exec(compile(text, "example", "exec"), names)
     return printed.getvalue()
+
+
+def test_the_tutorial_makes_its_figures():
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    shown = re.findall(r"\(tutorial/(\w+\.png)\)", text)
+    assert shown == re.findall(r'savefig\("(\w+\.png)"', text)
+    assert {path.name for path in (ROOT / "docs" / "tutorial").iterdir()} == set(shown) != set()
 
 
 def run_bash(text: str, folder: Path) -> None:
