@@ -15,8 +15,14 @@ from .kernels.layers import Dense as Dense
 from .kernels.layers import Sequential as Sequential
 from .kernels.layers import Sum as Sum
 from .kernels.nngp import NNGPKernel as NNGPKernel
+from .kernels.nonlinearities import GELU as GELU
+from .kernels.nonlinearities import Abs as Abs
+from .kernels.nonlinearities import Cos as Cos
+from .kernels.nonlinearities import ElementwiseNumerical as ElementwiseNumerical
 from .kernels.nonlinearities import ExErf as ExErf
 from .kernels.nonlinearities import ExReLU as ExReLU
+from .kernels.nonlinearities import LeakyReLU as LeakyReLU
+from .kernels.nonlinearities import Sin as Sin
 from .kernels.ntk import NTKKernel as NTKKernel
 from .kernels.pooling import AvgPool as AvgPool
 from .kernels.pooling import GlobalAvgPool as GlobalAvgPool

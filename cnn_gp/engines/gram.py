@@ -92,5 +92,5 @@ def _computes(engine: Engine, kernel: "NNGPKernel") -> bool:
     from .tensorflow import TensorFlowEngine
 
     if isinstance(engine, TensorFlowEngine):
-        return engine.kernel.describe() == kernel.describe()
+        return engine.kernel is kernel or engine.kernel.describe() == kernel.describe()
     return not isinstance(engine, FusedEngine) or engine.program == choose_engine("fused", kernel).program

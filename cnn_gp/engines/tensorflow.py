@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import gpflow
 import numpy as np
 import tensorflow as tf
 
@@ -217,10 +216,5 @@ class TensorFlowEngine:
 
 
 def _structure(layer: "Layer") -> list[Any]:
-    """The description of a layer without its parameters."""
-    values = {
-        key: value
-        for key, value in layer.describe().items()
-        if not isinstance(getattr(layer, key, None), gpflow.Parameter) and key not in ("layers", "branches")
-    }
-    return [values, [_structure(child) for child in layer.children]]
+    """What decides the compiled program: the layers without their parameters."""
+    return [type(layer), layer.structure(), [_structure(child) for child in layer.children]]

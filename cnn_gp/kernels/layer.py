@@ -46,6 +46,10 @@ class Layer(gpflow.base.Module, metaclass=abc.ABCMeta):
     def describe(self) -> dict[str, Any]:
         """What decides this layer's numbers, in JSON's types: equal descriptions mean equal kernels."""
 
+    def structure(self) -> dict[str, Any]:
+        """What a compiled program of this layer, its children aside, holds: the description without its parameters."""
+        return {k: v for k, v in self.describe().items() if not isinstance(getattr(self, k, None), Parameter)}
+
     @classmethod
     def from_arguments(cls, **arguments: Any) -> "Layer":
         """The layer from the entries of its description other than its name."""

@@ -283,6 +283,9 @@ class Sequential(Layer):
     def describe(self) -> dict[str, Any]:
         return {"layer": "Sequential", "layers": [layer.describe() for layer in self.layers]}
 
+    def structure(self) -> dict[str, Any]:
+        return {}
+
     @classmethod
     def from_arguments(cls, layers: Sequence[dict[str, Any]]) -> "Sequential":  # type: ignore[override]
         return cls(*map(layer_from_description, layers))
@@ -347,6 +350,9 @@ class Sum(Layer):
 
     def describe(self) -> dict[str, Any]:
         return {"layer": "Sum", "branches": [branch.describe() for branch in self.branches]}
+
+    def structure(self) -> dict[str, Any]:
+        return {}
 
     @classmethod
     def from_arguments(cls, branches: Sequence[dict[str, Any]]) -> "Sum":  # type: ignore[override]

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..errors import UserError
-from . import expectations
+from . import expectations, quadrature
 from .displacements import Displacements
 from .finite import FiniteMap, Prior
 from .geometry import Positions
@@ -50,8 +50,8 @@ class Nonlinearity(Layer):
     def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
         """E[phi'(u) phi'(v)], for the neural tangent kernel. :raises UserError: where it has none."""
         raise UserError(
-            f"{self.describe()} has no derivative's expectation, which a neural tangent kernel needs; "
-            "take ExReLU() or ExErf(), or an NNGPKernel."
+            f"{type(self).__name__} has no derivative's expectation, which a neural tangent kernel needs; "
+            "take another nonlinearity, or an NNGPKernel."
         )
 
     def check_derivatives(self) -> None:
@@ -100,21 +100,24 @@ class Nonlinearity(Layer):
 
 class ExReLU(Nonlinearity):
     """
-    The ReLU (``exponent`` 1) or the step function (``exponent`` 0), times sqrt(2) where ``multiply_by_sqrt2``.
+    max(u, 0)^``exponent``, times sqrt(2) where ``multiply_by_sqrt2``: 1 is the ReLU, 0 the step function.
 
-    The arc-cosine kernels of order 1 and 0 (:func:`.expectations.relu`, :func:`.expectations.step`).
+    The arc-cosine kernel of that order (:func:`.expectations.relu`, :func:`.expectations.step`,
+    :func:`.expectations.rectified_power`).
+
+    :raises UserError: where the exponent isn't a whole number from 0 to 16.
     """
 
     def __init__(self, exponent: int = 1, multiply_by_sqrt2: bool = False, name: str | None = None) -> None:
         super().__init__(name=name)
-        if exponent not in (0, 1):
-            raise UserError(f"exponent is {exponent!r}; expected 1 (the ReLU) or 0 (the step function).")
-        self.exponent = exponent
+        if exponent not in range(17):
+            raise UserError(f"exponent is {exponent!r}; expected 1 (the ReLU), 0 (the step), or 2 to 16.")
+        self.exponent = int(exponent)
         self.multiply_by_sqrt2 = multiply_by_sqrt2
 
     @property
     def amplifies_rounding(self) -> bool:
-        return self.exponent == 0
+        return self.exponent != 1
 
     @property
     def factor(self) -> float:
@@ -122,10 +125,11 @@ class ExReLU(Nonlinearity):
         return 2.0 if self.multiply_by_sqrt2 else 1.0
 
     def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        function = expectations.relu if self.exponent == 1 else expectations.step
-        return self.factor * function(cross, var1, var2)
+        return self.factor * self._of_order(self.exponent, cross, var1, var2)
 
     def variance(self, variance: tf.Tensor) -> tf.Tensor:
+        if self.exponent > 1:
+            return super().variance(variance)
         return 0.5 * self.factor * (variance if self.exponent == 1 else tf.ones_like(variance))
 
     def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
@@ -134,10 +138,16 @@ class ExReLU(Nonlinearity):
                 "The step function, ExReLU(exponent=0), has no neural tangent kernel: its derivative is 0 almost "
                 "everywhere; take ExReLU() or ExErf(), or an NNGPKernel."
             )
-        return self.factor * expectations.step(cross, var1, var2)
+        return self.factor * self.exponent**2 * self._of_order(self.exponent - 1, cross, var1, var2)
+
+    @staticmethod
+    def _of_order(exponent: int, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        if exponent > 1:
+            return expectations.rectified_power(cross, var1, var2, exponent)
+        return (expectations.relu if exponent == 1 else expectations.step)(cross, var1, var2)
 
     def apply(self, x: tf.Tensor) -> tf.Tensor:
-        activation = tf.nn.relu(x) if self.exponent == 1 else tf.cast(x > 0, x.dtype)
+        activation = tf.cast(x > 0, x.dtype) if self.exponent == 0 else tf.nn.relu(x) ** self.exponent
         return math.sqrt(self.factor) * activation
 
     def describe(self) -> dict[str, Any]:
@@ -158,3 +168,155 @@ class ExErf(Nonlinearity):
 
     def describe(self) -> dict[str, Any]:
         return {"layer": "ExErf"}
+
+
+class LeakyReLU(Nonlinearity):
+    """
+    u where it is positive, ``alpha`` u elsewhere.
+
+    It is alpha u + (1 - alpha) max(u, 0), so that E[phi(u) phi(v)] is alpha c + (1 - alpha)^2 times the ReLU's, and the
+    derivative's expectation alpha + (1 - alpha)^2 times the step's.
+    """
+
+    def __init__(self, alpha: float, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.alpha = float(alpha)
+        if not math.isfinite(self.alpha):
+            raise UserError(f"alpha is {self.alpha}; expected a finite number.")
+
+    @property
+    def amplifies_rounding(self) -> bool:
+        return False
+
+    def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return self.alpha * cross + (1 - self.alpha) ** 2 * expectations.relu(cross, var1, var2)
+
+    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return self.alpha + (1 - self.alpha) ** 2 * expectations.step(cross, var1, var2)
+
+    def apply(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.where(x > 0, x, self.alpha * x)
+
+    def describe(self) -> dict[str, Any]:
+        return {"layer": "LeakyReLU", "alpha": self.alpha}
+
+
+class Abs(LeakyReLU):
+    """The absolute value: the leaky ReLU of alpha = -1."""
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(-1.0, name=name)
+
+    def describe(self) -> dict[str, Any]:
+        return {"layer": "Abs"}
+
+
+class GELU(Nonlinearity):
+    """u times the Gaussian distribution function of u (:func:`.expectations.gelu`), not its tanh approximation."""
+
+    def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return expectations.gelu(cross, var1, var2)
+
+    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return expectations.gelu_derivative(cross, var1, var2)
+
+    def apply(self, x: tf.Tensor) -> tf.Tensor:
+        return 0.5 * x * tf.math.erfc(-math.sqrt(0.5) * x)
+
+    def describe(self) -> dict[str, Any]:
+        return {"layer": "GELU"}
+
+
+class Sin(Nonlinearity):
+    """a sin(b u + c) (:func:`.expectations.sine`), with the arguments and defaults that neural-tangents gives it."""
+
+    #: What is added to the phase c of the sine.
+    _shift = 0.0
+
+    def __init__(self, a: float = 1.0, b: float = 1.0, c: float = 0.0, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.a, self.b, self.c = float(a), float(b), float(c)
+        if not all(map(math.isfinite, (self.a, self.b, self.c))):
+            raise UserError(f"a, b and c are {self.a}, {self.b} and {self.c}; expected finite numbers.")
+
+    def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return self.a**2 * self._sine(cross, var1, var2, math.cos(2 * (self.c + self._shift)))
+
+    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return (self.a * self.b) ** 2 * self._sine(cross, var1, var2, -math.cos(2 * (self.c + self._shift)))
+
+    def _sine(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor, cosine: float) -> tf.Tensor:
+        return expectations.sine(self.b**2 * cross, self.b**2 * var1, self.b**2 * var2, cosine)
+
+    def apply(self, x: tf.Tensor) -> tf.Tensor:
+        return self.a * tf.sin(self.b * x + self.c + self._shift)
+
+    def describe(self) -> dict[str, Any]:
+        return {"layer": type(self).__name__, "a": self.a, "b": self.b, "c": self.c}
+
+
+class Cos(Sin):
+    """a cos(b u + c): the sine a quarter of a turn further."""
+
+    _shift = math.pi / 2
+
+
+class ElementwiseNumerical(Nonlinearity):
+    """
+    Any function of TensorFlow, by Gauss-Hermite quadrature (:mod:`.quadrature`).
+
+    The error falls exponentially with ``degree`` for a smooth function, the faster the smaller the variances, and about
+    as 1 / ``degree`` for one with a kink. A kernel entry takes ``degree``^2 evaluations of ``fn`` a position. A run
+    can't store it.
+
+    :param fn: elementwise, of a float32 or float64 tensor, without variables of its own: ``tf.math.tanh``.
+    :param derivative: of ``fn``, also a function; None: by automatic differentiation.
+    :param degree: how many points an axis has.
+    :raises UserError: where ``fn`` isn't an elementwise function of TensorFlow, or the degree below 1.
+    """
+
+    def __init__(
+        self,
+        fn: quadrature.Elementwise,
+        derivative: quadrature.Elementwise | None = None,
+        degree: int = 32,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        if degree not in range(1, 1001):
+            raise UserError(f"degree is {degree!r}; expected a whole number from 1 to 1,000.")
+        self.fn, self.degree = _checked_elementwise(fn), int(degree)
+        self.derivative = quadrature.derivative_of(fn) if derivative is None else _checked_elementwise(derivative)
+
+    def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        return quadrature.expectation(self.fn, self.derivative, self.degree)(cross, var1, var2)
+
+    def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
+        second = quadrature.derivative_of(self.derivative)
+        return quadrature.expectation(self.derivative, second, self.degree)(cross, var1, var2)
+
+    def apply(self, x: tf.Tensor) -> tf.Tensor:
+        return self.fn(x)
+
+    def structure(self) -> dict[str, Any]:
+        return {"fn": self.fn, "derivative": self.derivative, "degree": self.degree}
+
+    def describe(self) -> dict[str, Any]:
+        raise UserError(
+            "ElementwiseNumerical has a function, which a run's description can't hold; expected a nonlinearity with a "
+            "name: compute the matrices with cnn_gp.gram instead."
+        )
+
+
+def _checked_elementwise(fn: quadrature.Elementwise) -> quadrature.Elementwise:
+    try:
+        traced = tf.function(fn, autograph=False).get_concrete_function(tf.TensorSpec([3], tf.float64))
+        result = traced.structured_outputs
+        fits = result.shape == [3] and result.dtype == tf.float64
+    except Exception as error:
+        raise UserError(
+            f"{fn!r} can't be traced ({type(error).__name__}); expected a function of TensorFlow, as tf.math.tanh."
+        ) from error
+    if not fits:
+        raise UserError(f"{fn!r} makes {result} of a tensor [3] in float64; expected the same shape and dtype.")
+    return fn

@@ -15,6 +15,8 @@ import pytest
 from numba import njit
 
 from cnn_gp import (
+    GELU,
+    Abs,
     AvgPool,
     ChannelMix,
     Conv,
@@ -23,6 +25,7 @@ from cnn_gp import (
     ExErf,
     ExReLU,
     GlobalAvgPool,
+    LeakyReLU,
     NNGPKernel,
     NTKKernel,
     ResnetKernel,
@@ -53,6 +56,21 @@ KERNELS = {
     "skips everywhere": (DeepKernel([2, 8, 8], [3] * 4, ExReLU(), 2.0, 1.0, skip_freq=1), 1e-6),
     "step": (DeepKernel([2, 8, 8], [3] * 3, ExReLU(exponent=0, multiply_by_sqrt2=True), 2.0, 1.0), 1e-3),
     "erf": (DeepKernel([2, 8, 8], [3] * 9, ExErf(), 6.3, 5.0, skip_freq=3), 1e-5),
+    "leaky": (
+        NNGPKernel(
+            Sequential(
+                Conv(3, 2, var_weight=1.3, var_bias=0.1),
+                LeakyReLU(0.2),
+                Sum(Sequential(), Sequential(Conv(2), Abs())),
+                AvgPool(2),
+                Dense(),
+                Abs(),
+                Dense(),
+            ),
+            [2, 9, 8],
+        ),
+        1e-6,
+    ),
     "resnet": (ResnetKernel([1, 10, 10], [2, 2], [1, 2], 3, ExReLU(), 1.0, 0.1), 1e-6),
     "sums of three": (
         NNGPKernel(
@@ -438,6 +456,8 @@ class Unheard(Layer):
             {},
             r"equal strides in the branches of a sum before a pool: layers\[1\] \(GlobalAvgPool\)",
         ),
+        (NNGPKernel(Sequential(GELU(), Dense()), [4]), {}, r"no rule for the layer layers\[0\] \(GELU\)"),
+        (NNGPKernel(Sequential(ExReLU(2), Dense()), [4]), {}, r"no exponent 2 of layers\[0\] \(ExReLU\)"),
         (DeepKernel([1, 3, 3, 3], [3], ExReLU()), {}, "up to 2 spatial axes, and these have 3"),
         (KERNELS["erf"][0], {"float_type": "float64"}, "in float32, not in float64"),
         (KERNELS["erf"][0], {"n_gpus": 1}, "--n_gpus is 1"),

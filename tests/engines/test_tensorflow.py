@@ -13,6 +13,7 @@ from cnn_gp import (
     Conv,
     DeepKernel,
     Dense,
+    ElementwiseNumerical,
     ExErf,
     ExReLU,
     GlobalAvgPool,
@@ -180,6 +181,22 @@ def test_gram_compiles_a_kernel_once(rng, monkeypatch):
     for X, bias, found in expected:
         layer.var_bias.assign(bias)
         np.testing.assert_allclose(found, kernel(X), rtol=1e-10)
+
+
+def test_gram_of_a_function_without_a_description_compiles_once_and_anew_for_another_degree(rng):
+    traced = []
+    tanh = ElementwiseNumerical(lambda x: (traced.append(x), tf.tanh(x))[1], degree=6)
+    kernel, X = NNGPKernel(Sequential(Dense(), tanh, Dense()), [3]), rng.random((3, 3))
+    first = gram(kernel, X)
+    n = len(traced)
+    np.testing.assert_array_equal(gram(kernel, X), first)
+    assert len(traced) == n
+    tanh.degree = 20
+    finer = gram(kernel, X)
+    assert len(traced) > n
+    np.testing.assert_allclose(finer, kernel(X), rtol=1e-12)
+    assert (finer != first).all()
+    np.testing.assert_array_equal(gram(kernel, X, engine=make_engine("tensorflow", kernel)), finer)
 
 
 def test_another_network_is_compiled_anew(rng):

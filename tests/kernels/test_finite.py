@@ -8,11 +8,13 @@ import pytest
 import tensorflow as tf
 
 from cnn_gp import (
+    GELU,
     AvgPool,
     ChannelMix,
     Conv,
     DeepKernel,
     Dense,
+    ElementwiseNumerical,
     ExErf,
     ExReLU,
     FiniteNetwork,
@@ -21,6 +23,7 @@ from cnn_gp import (
     NTKKernel,
     ResnetKernel,
     Sequential,
+    Sin,
     Sum,
 )
 from cnn_gp.errors import UserError
@@ -42,6 +45,9 @@ KERNELS = {
     ),
     "resnet": (lambda nl: ResnetKernel([2, 5, 5], [2, 2], [1, 2], 3, nl, 1.3, 0.2), ExReLU()),
     "erf": (lambda nl: DeepKernel([1, 4, 4], [3, 2], nl, 0.9, 0.5, padding="VALID"), ExErf()),
+    "gelu": (lambda nl: DeepKernel([1, 3, 3], [2], nl, 1.4, 0.3), GELU()),
+    "sine": (lambda nl: DeepKernel([1, 3, 3], [2], nl, 0.9, 0.3), Sin(1.2, 0.8, 0.3)),
+    "tanh": (lambda nl: DeepKernel([4], [[]], nl, 1.2, 0.3), ElementwiseNumerical(tf.math.tanh)),
     "step": (lambda nl: DeepKernel([3, 6], [3, 3], nl, 0.9, 0.5), ExReLU(0)),
     "fully connected": (lambda nl: DeepKernel([5], [[], []], nl, 1.6, 0.5), ExReLU()),
 }

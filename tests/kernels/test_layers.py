@@ -14,7 +14,17 @@ from cnn_gp.kernels import layers, nonlinearities, pooling
 from cnn_gp.kernels.geometry import Window
 from cnn_gp.kernels.layer import Layer, layer_from_description
 from cnn_gp.kernels.layers import ChannelMix, Conv, Dense, Sequential, Sum
-from cnn_gp.kernels.nonlinearities import ExErf, ExReLU, Nonlinearity
+from cnn_gp.kernels.nonlinearities import (
+    GELU,
+    Abs,
+    Cos,
+    ElementwiseNumerical,
+    ExErf,
+    ExReLU,
+    LeakyReLU,
+    Nonlinearity,
+    Sin,
+)
 from cnn_gp.kernels.pooling import AvgPool, GlobalAvgPool
 from cnn_gp.kernels.state import Covariances, Kernels, State, input_state
 
@@ -26,10 +36,19 @@ CASES = {
     GlobalAvgPool: (GlobalAvgPool(), None),
     ExReLU: (ExReLU(), ExReLU(multiply_by_sqrt2=True)),
     ExErf: (ExErf(), None),
+    LeakyReLU: (LeakyReLU(0.1), LeakyReLU(0.2)),
+    Abs: (Abs(), None),
+    GELU: (GELU(), None),
+    Sin: (Sin(), Sin(2.0)),
+    Cos: (Cos(), Cos(c=0.1)),
+    ElementwiseNumerical: (ElementwiseNumerical(tf.math.tanh, degree=4), None),
     ChannelMix: (ChannelMix(), None),
     Sequential: (Sequential(Conv(2), ExReLU()), Sequential(Conv(2), ExErf())),
     Sum: (Sum(Sequential(), Conv(3)), Sum(Sequential(), Conv(3, var_weight=2.0))),
 }
+
+# A function has no description.
+DESCRIBED = {cls: layers for cls, layers in CASES.items() if cls is not ElementwiseNumerical}
 
 
 def state_of(rng, positions, n, dtype=np.float64, sum_dtype=None, alone=False):
@@ -105,7 +124,7 @@ def test_sums_are_exact_where_rounding_is_amplified(layer, expected):
     assert layer.sum_dtype(tf.float64) == tf.float64
 
 
-@pytest.mark.parametrize(("layer", "other"), CASES.values(), ids=[cls.__name__ for cls in CASES])
+@pytest.mark.parametrize(("layer", "other"), DESCRIBED.values(), ids=[cls.__name__ for cls in DESCRIBED])
 def test_descriptions_are_json_and_tell_layers_apart(layer, other):
     text = json.dumps(layer.describe())
     assert json.loads(text)["layer"] == type(layer).__name__
@@ -114,8 +133,8 @@ def test_descriptions_are_json_and_tell_layers_apart(layer, other):
 
 @pytest.mark.parametrize(
     "layer",
-    [*(case for case, _ in CASES.values()), Conv((3, 2), [1, 2])],
-    ids=[*(cls.__name__ for cls in CASES), "Conv per axis"],
+    [*(case for case, _ in DESCRIBED.values()), Conv((3, 2), [1, 2])],
+    ids=[*(cls.__name__ for cls in DESCRIBED), "Conv per axis"],
 )
 def test_a_layer_is_made_again_from_its_description(layer):
     description = layer.describe()
@@ -144,7 +163,7 @@ def test_a_layer_of_ones_own_is_made_again_too_but_has_no_finite_version():
 
 @pytest.mark.parametrize("kind", ["Attention", "Nonlinearity", "Layer"])
 def test_an_unknown_layer_is_one_line(kind):
-    with pytest.raises(UserError, match=rf"has a layer {kind}; expected one of .*Conv, Dense.*, Sum.*[^\n]$"):
+    with pytest.raises(UserError, match=rf"has a layer {kind}; expected one of .*Conv, .*Dense, .*, Sum.*[^\n]$"):
         layer_from_description({"layer": "Sequential", "layers": [{"layer": kind}]})
 
 
@@ -159,6 +178,10 @@ OTHERS = {
     "exponent": 0,
     "multiply_by_sqrt2": True,
     "size": 4,
+    "alpha": 0.3,
+    "a": 2.0,
+    "b": 2.0,
+    "c": 0.5,
 }
 
 
@@ -167,9 +190,9 @@ def constructor_arguments(cls):
     return [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL and p.name != "name"]
 
 
-@pytest.mark.parametrize(("cls", "argument"), [(cls, a) for cls in CASES for a in constructor_arguments(cls)])
+@pytest.mark.parametrize(("cls", "argument"), [(cls, a) for cls in DESCRIBED for a in constructor_arguments(cls)])
 def test_each_hyperparameter_is_in_the_description(cls, argument):
-    given = {Conv: {"filter_size": 3}, AvgPool: {"size": 3, "stride": 1}}.get(cls, {})
+    given = {Conv: {"filter_size": 3}, AvgPool: {"size": 3, "stride": 1}, LeakyReLU: {"alpha": 0.1}}.get(cls, {})
     other = "SAME" if cls is AvgPool and argument == "padding" else OTHERS[argument]
     assert cls(**given).describe() != cls(**{**given, argument: other}).describe()
 
@@ -249,7 +272,20 @@ def test_sum_adds_and_sequential_composes(rng):
     assert Sequential().propagate(state) is state
 
 
-@pytest.mark.parametrize("layer", [ExReLU(), ExReLU(0), ExErf(), ExReLU(multiply_by_sqrt2=True), ExReLU(0, True)])
+NONLINEARITIES = [
+    *(case for case, _ in DESCRIBED.values() if isinstance(case, Nonlinearity)),
+    ExReLU(0),
+    ExReLU(multiply_by_sqrt2=True),
+    ExReLU(0, True),
+    ExReLU(3, True),
+    LeakyReLU(-0.4),
+    Sin(1.3, 0.7, 0.2),
+    Cos(1.3, 0.7, 0.2),
+    ElementwiseNumerical(tf.math.tanh),
+]
+
+
+@pytest.mark.parametrize("layer", NONLINEARITIES, ids=lambda layer: type(layer).__name__)
 def test_sqrt2_and_the_function_itself_agree_with_the_expectation(layer: Nonlinearity):
     """By the mean over a fine grid of quantiles of one Gaussian."""
     from scipy.stats import norm
@@ -259,6 +295,21 @@ def test_sqrt2_and_the_function_itself_agree_with_the_expectation(layer: Nonline
     v = tf.constant(1.7, tf.float64)
     assert layer.variance(v).numpy() == pytest.approx(squares, rel=1e-3)
     assert layer.expectation(v, v, v).numpy() == pytest.approx(layer.variance(v).numpy(), rel=1e-8)
+
+
+@pytest.mark.parametrize("layer", NONLINEARITIES, ids=lambda layer: type(layer).__name__)
+def test_the_derivatives_expectation_is_that_of_the_functions_slope(layer: Nonlinearity):
+    """By the mean over a fine grid of quantiles, the derivative by automatic differentiation."""
+    from scipy.stats import norm
+
+    if isinstance(layer, ExReLU) and layer.exponent == 0:
+        return
+    u = tf.constant(norm.ppf((np.arange(200_000) + 0.5) / 200_000) * np.sqrt(0.7))
+    with tf.GradientTape() as tape:
+        tape.watch(u)
+        value = layer.apply(u)
+    squares = np.mean(tape.gradient(value, u).numpy() ** 2)
+    assert layer.derivative_variance(tf.constant(0.7, tf.float64)).numpy() == pytest.approx(squares, rel=1e-3)
 
 
 def test_n_covariances_counts_every_layer():
@@ -288,7 +339,18 @@ def test_n_covariances_counts_the_displacements_of_a_pool():
         (lambda: Conv(3, var_weight=-1.0), "A variance is -1.0; expected a finite number"),
         (lambda: Dense(var_bias=float("nan")), "A variance is nan"),
         (lambda: Dense(var_weight=float("inf")), "A variance is inf"),
-        (lambda: ExReLU(2), r"exponent is 2; expected 1 \(the ReLU\) or 0"),
+        (lambda: ExReLU(-1), r"exponent is -1; expected 1 \(the ReLU\), 0 \(the step\), or 2 to 16"),
+        (lambda: ExReLU(1.5), "exponent is 1.5; expected 1"),
+        (lambda: LeakyReLU(float("nan")), "alpha is nan; expected a finite number"),
+        (lambda: Sin(b=float("inf")), "a, b and c are 1.0, inf and 0.0; expected finite"),
+        (lambda: ElementwiseNumerical(np.tanh), r"can't be traced \(\w+\); expected a function of TensorFlow"),
+        (lambda: ElementwiseNumerical(tf.reduce_sum), "expected the same shape and dtype"),
+        (lambda: ElementwiseNumerical(tf.sin, degree=0), "degree is 0; expected a whole number from 1"),
+        (lambda: ElementwiseNumerical(tf.sin).describe(), "a function, which a run's description can't hold"),
+        (
+            lambda: NTKKernel(Sequential(Dense(), ElementwiseNumerical(tf.round), Dense()), [3]),
+            "finds no derivative of the function.*give derivative=",
+        ),
         (lambda: Sequential(3), "3 is a int; expected a layer"),
         (lambda: Sum(), r"Sum\(\) has no branch"),
         (lambda: Conv((3, 3)).output_positions((5,)), "filter_size is .* on a map with 1 spatial axes"),

@@ -15,7 +15,7 @@ from ...kernels.layer import Layer
 from ...kernels.layers import ChannelMix, Conv, Dense, Sequential, Sum
 from ...kernels.network_kernel import NetworkKernel
 from ...kernels.nngp import NNGPKernel
-from ...kernels.nonlinearities import ExErf, ExReLU
+from ...kernels.nonlinearities import ExErf, ExReLU, LeakyReLU
 from ...kernels.ntk import NTKKernel
 from ...kernels.pooling import AvgPool, GlobalAvgPool
 from .displaced import Pool, UnequalStrides, strides_to_the_end
@@ -206,7 +206,19 @@ def _(layer: Dense, writer: _Writer, value: int, positions: Positions, path: str
 
 @_lower.register
 def _(layer: ExReLU, writer: _Writer, value: int, positions: Positions, path: str) -> int:
+    if layer.exponent > 1:
+        raise NotLowered(f"The fused engine has no exponent {layer.exponent} of {_named(layer, path)}")
     return writer.nonlinear(value, "relu" if layer.exponent == 1 else "step", layer.factor, _named(layer, path))
+
+
+@_lower.register
+def _(layer: LeakyReLU, writer: _Writer, value: int, positions: Positions, path: str) -> int:
+    """alpha times the map, as a convolution of 1x1 that isn't trained, and (1 - alpha)^2 times the ReLU's."""
+    rows, columns = size = writer.steps[value].size
+    windows, named = (Window(rows, rows, 1, 1, 0), Window(columns, columns, 1, 1, 0)), _named(layer, path)
+    linear = Step("conv", size, source=value, windows=windows, scale=layer.alpha, trained=False, layer=named)
+    rectified = writer.nonlinear(value, "relu", (1 - layer.alpha) ** 2, named)
+    return writer.write(Step("pointwise", size, source=rectified, addend=writer.write(linear), layer=named))
 
 
 @_lower.register
