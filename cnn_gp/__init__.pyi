@@ -26,6 +26,8 @@ from .kernels.nonlinearities import Sin as Sin
 from .kernels.ntk import NTKKernel as NTKKernel
 from .kernels.pooling import AvgPool as AvgPool
 from .kernels.pooling import GlobalAvgPool as GlobalAvgPool
+from .kernels.precomputed import PrecomputedKernel as PrecomputedKernel
 from .kernels.resnet import ResnetKernel as ResnetKernel
+from .kernels.scaled import Scaled as Scaled
 from .store.stored_run import StoredRun as StoredRun
 from .store.stored_run import open_run as open_run

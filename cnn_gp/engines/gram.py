@@ -11,16 +11,18 @@ from .engine import Engine
 
 if TYPE_CHECKING:
     from ..kernels.nngp import NNGPKernel
+    from ..kernels.scaled import Scaled
     from .tensorflow import TensorFlowEngine
 
 
 def gram(
-    kernel: "NNGPKernel", X: Any, X2: Any | None = None, engine: str | Engine = "auto", n_max: int = 200
+    kernel: "NNGPKernel | Scaled", X: Any, X2: Any | None = None, engine: str | Engine = "auto", n_max: int = 200
 ) -> np.ndarray:
     """
     The kernel between images, computed batch by batch, compiled and on all cores.
 
-    :param kernel: an :class:`~cnn_gp.kernels.nngp.NNGPKernel`.
+    :param kernel: an :class:`~cnn_gp.kernels.nngp.NNGPKernel` or :class:`~cnn_gp.kernels.ntk.NTKKernel`, or such a one
+        :class:`~cnn_gp.kernels.scaled.Scaled`. A second call with the same kernel compiles nothing.
     :param X: [N, D] images, flattened channel first, float32 or float64, which decides the precision. Of a kernel with
         ``active_dims`` the image is in these columns.
     :param X2: [M, D], or None for the symmetric K(X).
@@ -37,6 +39,11 @@ def gram(
     >>> gram(kernel, np.random.default_rng(0).random((3, 64))).shape
     (3, 3)
     """
+    from ..kernels.scaled import Scaled
+
+    if isinstance(kernel, Scaled):
+        entries = gram(kernel.kernel, X, X2, engine, n_max)
+        return entries.dtype.type(kernel.factor.numpy()) * entries
     X = _checked(kernel, X)
     X2 = None if X2 is None else _checked(kernel, X2).astype(X.dtype, copy=False)
     if n_max < 1:
