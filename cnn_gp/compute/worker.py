@@ -101,7 +101,7 @@ class Worker:
         if self._engine is None:
             self._engine = self._job.make_engine(self._device)
             self._images = self.run.images()
-        _, before = self.run.kept_so_far(part)
+        _, before = self.run.kept_so_far(part, self._engine.name)
         start = time.perf_counter()
         rows = [self._compute_row(part, row, self._engine, progress) for row in part.rows]
         seconds = before + time.perf_counter() - start
@@ -116,17 +116,17 @@ class Worker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The entries of a row of tiles, and the diagonal at its images, as far as they weren't put aside before."""
         X, training = self._images[ROW_IMAGES[row.matrix]][row.start : row.stop], self._images["X"]
-        entries, diagonal = self.run.kept_row(part, row) or (np.full(row.shape, np.nan, X.dtype), None)
+        entries, diagonal = self.run.kept_row(part, row, engine.name) or (np.full(row.shape, np.nan, X.dtype), None)
         if diagonal is not None:
             if progress is not None:
                 progress(row.entries)
             return entries, diagonal
         start = kept = time.perf_counter()
-        before = self.run.kept_so_far(replace(part, rows=(row,)))[1]
+        before = self.run.kept_so_far(replace(part, rows=(row,)), engine.name)[1]
         keeping = threading.Lock()
 
         def keep(diagonal: np.ndarray | None = None) -> None:
-            self.run.keep_row(part, row, entries.copy(), diagonal, before + time.perf_counter() - start)
+            self.run.keep_row(part, row, entries.copy(), diagonal, engine.name, before + time.perf_counter() - start)
 
         def tick(n: int) -> None:
             nonlocal kept

@@ -129,13 +129,20 @@ class RunDirectory:
         self._forget_kept_rows(part)
 
     def keep_row(
-        self, part: Part, row: TileRow, entries: np.ndarray, diagonal: np.ndarray | None, seconds: float = 0.0
+        self,
+        part: Part,
+        row: TileRow,
+        entries: np.ndarray,
+        diagonal: np.ndarray | None,
+        engine: str,
+        seconds: float = 0.0,
     ) -> None:
         """
         Put a row of an unfinished part aside, so that a kill loses only what was computed since.
 
         :param entries: NaN where they aren't computed yet.
         :param diagonal: None where the row isn't finished.
+        :param engine: that computed them.
         :param seconds: the time that the row has taken so far.
         """
         content = io.BytesIO()
@@ -149,14 +156,16 @@ class RunDirectory:
         if row.matrix == "Kxx":
             # Below the diagonal it only mirrors.
             there[np.tril_indices(row.shape[0], -1)] = False
-        about = {"entries": int(there.sum()), "seconds": seconds}
+        about = {"entries": int(there.sum()), "seconds": seconds, "engine": engine}
         self._write(self._row_path(part, row), content.getvalue(), about)
 
-    def kept_row(self, part: Part, row: TileRow) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """What :meth:`keep_row` put aside; None where there is nothing, or nothing whole."""
+    def kept_row(self, part: Part, row: TileRow, engine: str) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """What :meth:`keep_row` put aside for an engine; None where there is nothing, or nothing whole."""
         path = self._row_path(part, row)
         try:
-            content, _ = read_sealed(path, self.description().fingerprint)
+            content, found = read_sealed(path, self.description().fingerprint)
+            if found.about.get("engine") != engine:
+                return None
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 return file["entries"], file.get("variances")
         except (FileNotFoundError, Damaged):
@@ -164,16 +173,21 @@ class RunDirectory:
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    def kept_so_far(self, part: Part) -> tuple[int, float]:
-        """Of an unfinished part, how many entries were put aside, and the seconds that they took."""
+    def kept_so_far(self, part: Part, engine: str | None = None) -> tuple[int, float]:
+        """
+        Of an unfinished part, how many entries were put aside, and the seconds that they took.
+
+        :param engine: only what this engine computed.
+        """
         entries, seconds = 0, 0.0
         for row in part.rows:
             try:
                 about = read_seal(self._row_path(part, row), self.description().fingerprint).about
             except (OSError, Damaged):
                 continue
-            entries += about.get("entries", row.entries)
-            seconds += about.get("seconds", 0.0)
+            if engine in (None, about.get("engine")):
+                entries += about.get("entries", row.entries)
+                seconds += about.get("seconds", 0.0)
         return entries, seconds
 
     def missing_parts(self, verify: bool = False) -> tuple[list[Part], dict[str, str]]:

@@ -248,7 +248,7 @@ def test_a_kill_in_a_row_of_tiles_loses_what_was_computed_since_it_was_put_aside
     kept, seconds = run.kept_so_far(first)
     assert aside.name == f"{first.name}.row_{row.start}.npz"
     assert kept == 200 and seconds > 0
-    assert run.kept_row(first, row)[1] is None
+    assert run.kept_row(first, row, "numpy")[1] is None
     assert f"{200 / run.description().tiling.entries:.1%} of" in status(run) and "time left" in status(run)
     engine = Steps()
     assert compute_run(job_of(run, lambda device: engine, keep_every=1e9))
@@ -265,13 +265,16 @@ def test_what_is_put_aside_counts_each_entry_of_a_square_once(tmp_path):
     (row,) = part.rows
     assert row.matrix == "Kxx" and run.kept_so_far(part) == (0, 0.0)
     entries = np.ones(row.shape)
-    run.keep_row(part, row, entries, None, 2.5)
+    run.keep_row(part, row, entries, None, "numpy", 2.5)
     assert run.kept_so_far(part) == (row.entries, 2.5)
     entries[:, 60:] = np.nan
     entries[2, 3] = np.nan
-    run.keep_row(part, row, entries, None, 2.5)
+    run.keep_row(part, row, entries, None, "numpy", 2.5)
     assert run.kept_so_far(part) == (row.entries - 60 * 5 - 1, 2.5)
-    np.testing.assert_array_equal(run.kept_row(part, row)[0], entries)
+    np.testing.assert_array_equal(run.kept_row(part, row, "numpy")[0], entries)
+    # Another engine's entries differ, and a part names one engine.
+    assert run.kept_row(part, row, "another") is None
+    assert run.kept_so_far(part, "another") == (0, 0.0)
 
 
 def test_rows_put_aside_that_are_damaged_are_computed_again(tmp_path, monkeypatch):
@@ -279,11 +282,11 @@ def test_rows_put_aside_that_are_damaged_are_computed_again(tmp_path, monkeypatc
     run = begin(tmp_path, make_data(**SIZES), n_max=2)
     part = in_order(run.description().tiling.parts())[0]
     row = part.rows[0]
-    run.keep_row(part, row, np.zeros(row.shape), np.zeros(row.shape[0]))
+    run.keep_row(part, row, np.zeros(row.shape), np.zeros(row.shape[0]), "numpy")
     (aside,) = run.folder.glob("*.npz")
     for content in (b"", aside.read_bytes()[:-30], b"garbage"):
         aside.write_bytes(content)
-        assert run.kept_row(part, row) is None
+        assert run.kept_row(part, row, "numpy") is None
 
 
 def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):

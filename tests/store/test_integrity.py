@@ -195,15 +195,15 @@ def test_kept_rows_that_are_damaged_or_of_another_place_do_not_count(tmp_path, m
     part = next(part for part in run.description().tiling.parts() if len(part.rows) > 1)
     row, other = part.rows[:2]
     entries = np.ones(row.shape)
-    run.keep_row(part, row, entries, np.ones(row.shape[0]))
-    np.testing.assert_array_equal(run.kept_row(part, row)[0], entries)
+    run.keep_row(part, row, entries, np.ones(row.shape[0]), "numpy")
+    np.testing.assert_array_equal(run.kept_row(part, row, "numpy")[0], entries)
     path, place = (run.folder / f"{part.name}.row_{r.start}.npz" for r in (row, other))
     whole = path.read_bytes()
     place.write_bytes(whole)
-    assert run.kept_row(part, other) is None
+    assert run.kept_row(part, other, "numpy") is None
     for changed in (whole[:-1], b"", whole[:100] + b"x" + whole[101:]):
         path.write_bytes(changed)
-        assert run.kept_row(part, row) is None
+        assert run.kept_row(part, row, "numpy") is None
 
 
 def refusing(*arguments, **options):
