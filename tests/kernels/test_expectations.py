@@ -25,7 +25,7 @@ def sine(phase):
 
 
 def by_quadrature(function, derivative):
-    return quadrature_of.expectation(function, derivative, 24)
+    return quadrature_of.expectation(function, derivative, 6)
 
 
 FUNCTIONS = {
