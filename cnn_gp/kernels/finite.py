@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from ..errors import UserError
-from .geometry import Positions, Window, checked_input_shape
+from .geometry import CircularWindow, Positions, Window, checked_input_shape
 
 #: Maps [draws or 1, N, *positions, channels] to [draws, N, *positions, channels].
 Forward = Callable[[tf.Tensor], tf.Tensor]
@@ -225,7 +226,11 @@ def average(x: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:
 
 def _padded(x: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:
     after = [max((w.outputs - 1) * w.stride + w.size - w.before - w.inputs, 0) for w in windows]
-    return tf.pad(x, [[0, 0], [0, 0], *([w.before, a] for w, a in zip(windows, after, strict=True)), [0, 0]])
+    for axis, (w, a) in enumerate(zip(windows, after, strict=True), start=2):
+        if isinstance(w, CircularWindow):
+            x = tf.gather(x, np.arange(-w.before, w.inputs + a) % w.inputs, axis=axis)
+    zeros = [[0, 0] if isinstance(w, CircularWindow) else [w.before, a] for w, a in zip(windows, after, strict=True)]
+    return tf.pad(x, [[0, 0], [0, 0], *zeros, [0, 0]])
 
 
 def _convolve_in_groups(padded: tf.Tensor, filters: tf.Tensor, windows: Sequence[Window]) -> tf.Tensor:

@@ -11,8 +11,8 @@ from ..errors import ShrunkMapError, UserError
 #: The spatial shape of a map: 0 to 3 axes.
 Positions = tuple[int, ...]
 
-#: How a convolution pads its input: as TensorFlow's "SAME", not at all, or as the ResNet of the paper.
-PADDINGS = ("SAME", "VALID", "FIXED")
+#: How a convolution pads: as TensorFlow's "SAME", not at all, as the ResNet of the paper, or by the map's other end.
+PADDINGS = ("SAME", "VALID", "FIXED", "CIRCULAR")
 
 _DATA_FORMATS = {0: "NC", 1: "NCW", 2: "NCHW", 3: "NCDHW"}
 
@@ -29,8 +29,8 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, inputs: int, size: int, stride: int, padding: str) -> "Window":
-        """The window of TensorFlow's paddings "SAME" and "VALID", and of the ResNet's "FIXED"."""
-        if padding == "SAME":
+        """The window of TensorFlow's paddings "SAME" and "VALID", of the ResNet's "FIXED", and of "CIRCULAR"."""
+        if padding in ("SAME", "CIRCULAR"):
             outputs = -(-inputs // stride)
             before = max((outputs - 1) * stride + size - inputs, 0) // 2
         elif padding == "VALID":
@@ -42,13 +42,23 @@ class Window(NamedTuple):
                 f"The map shrinks below one pixel: a window of {size} with padding {padding} on {inputs} pixels; "
                 "take fewer layers, smaller filters or strides, or padding SAME."
             )
-        return cls(inputs, outputs, size, stride, before)
+        kind = CircularWindow if padding == "CIRCULAR" else cls
+        return kind(inputs, outputs, size, stride, before)
 
     def band(self) -> np.ndarray:
         """The filter as a banded matrix of zeros and ones [outputs, inputs], float64."""
         first = np.arange(self.outputs)[:, None] * self.stride - self.before
         pixel = np.arange(self.inputs)[None, :]
         return ((pixel >= first) & (pixel < first + self.size)).astype(np.float64)
+
+
+class CircularWindow(Window):
+    """One whose padding has the pixels of the other end of the axis, in place of zeros."""
+
+    def band(self) -> np.ndarray:
+        """As :meth:`Window.band`, with how often the filter meets a pixel: more than once where it is the longer."""
+        places = np.arange(self.outputs)[:, None] * self.stride - self.before + np.arange(self.size)
+        return np.sum((places % self.inputs)[:, :, None] == np.arange(self.inputs), axis=1).astype(np.float64)
 
 
 def checked_sizes(value: int | Sequence[int], what: str) -> int | tuple[int, ...]:

@@ -51,7 +51,8 @@ class Conv(Layer):
     :param filter_size: one whole number for all axes, or one per axis.
     :param stride: the same for the stride.
     :param padding: "SAME" and "VALID" as in TensorFlow; "FIXED" pads (k - 1) // 2 before and k // 2 after, whatever the
-        size of the map, as the ResNet of the paper does. Padding adds zeros.
+        size of the map, as the ResNet of the paper does. Padding adds zeros; "CIRCULAR", of as many pixels as "SAME",
+        those of the map's other end, and can't come before a pool.
     :param var_weight: variance of a weight times the number of input channels; a shared :class:`gpflow.Parameter` or a
         number.
     :param var_bias: variance of the bias. 0 means none.
@@ -86,6 +87,14 @@ class Conv(Layer):
 
     def output_positions(self, positions: Positions) -> Positions:
         return tuple(window.outputs for window in self.windows(positions))
+
+    def displacements(self, positions: Positions, n: int) -> int:
+        if self.padding == "CIRCULAR" and n > 1:
+            raise UserError(
+                "A Conv with padding CIRCULAR comes before a pool, whose displacements would go round the map; "
+                "expected another padding there: take SAME, or leave the pool out."
+            )
+        return n
 
     def scale(self, positions: Positions) -> tf.Tensor:
         """What the sum over the patch is multiplied by."""

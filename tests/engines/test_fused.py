@@ -456,6 +456,7 @@ class Unheard(Layer):
             {},
             r"equal strides in the branches of a sum before a pool: layers\[1\] \(GlobalAvgPool\)",
         ),
+        (DeepKernel([1, 4, 4], [3], ExReLU(), padding="CIRCULAR"), {}, "has no padding CIRCULAR: layers"),
         (NNGPKernel(Sequential(GELU(), Dense()), [4]), {}, r"no rule for the layer layers\[0\] \(GELU\)"),
         (NNGPKernel(Sequential(ExReLU(2), Dense()), [4]), {}, r"no exponent 2 of layers\[0\] \(ExReLU\)"),
         (DeepKernel([1, 3, 3, 3], [3], ExReLU()), {}, "up to 2 spatial axes, and these have 3"),

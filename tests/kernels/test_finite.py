@@ -44,6 +44,7 @@ KERNELS = {
         ExReLU(),
     ),
     "resnet": (lambda nl: ResnetKernel([2, 5, 5], [2, 2], [1, 2], 3, nl, 1.3, 0.2), ExReLU()),
+    "circular": (lambda nl: DeepKernel([2, 5, 3], [4, 3], nl, 0.9, 0.2, "CIRCULAR", [2, 1]), ExReLU()),
     "erf": (lambda nl: DeepKernel([1, 4, 4], [3, 2], nl, 0.9, 0.5, padding="VALID"), ExErf()),
     "gelu": (lambda nl: DeepKernel([1, 3, 3], [2], nl, 1.4, 0.3), GELU()),
     "sine": (lambda nl: DeepKernel([1, 3, 3], [2], nl, 0.9, 0.3), Sin(1.2, 0.8, 0.3)),

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from cnn_gp.kernels.nonlinearities import (
 )
 from cnn_gp.kernels.pooling import AvgPool, GlobalAvgPool
 from cnn_gp.kernels.state import Covariances, Kernels, State, input_state
+from helpers.paths import ROOT
 
 # For each layer: another one of other hyperparameters.
 CASES = {
@@ -202,7 +204,7 @@ def loop_windows(x, size, stride, padding):
     rank = len(size)
     out, before = [], []
     for n, k, s in zip(x.shape, size, stride, strict=False):
-        if padding == "SAME":
+        if padding in ("SAME", "CIRCULAR"):
             outputs = -(-n // s)
             before.append(max((outputs - 1) * s + k - n, 0) // 2)
         elif padding == "VALID":
@@ -216,12 +218,14 @@ def loop_windows(x, size, stride, padding):
     for o in itertools.product(*map(range, out)):
         for d in itertools.product(*map(range, size)):
             p = [a * s - b + c for a, s, b, c in zip(o, stride, before, d, strict=True)]
+            if padding == "CIRCULAR":
+                p = [a % n for a, n in zip(p, x.shape, strict=False)]
             if all(0 <= a < n for a, n in zip(p, x.shape, strict=False)):
                 result[o] += x[tuple(p)]
     return result
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", "FIXED"])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "FIXED", "CIRCULAR"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("positions", [(7,), (8, 5), (5, 6, 5)])
@@ -245,6 +249,20 @@ def test_convolution_pads_like_tensorflow(padding, size, stride, rng):
     result = Conv(size, stride, padding).propagate(plain_state(None, x, None)).nngp.own1
     maps = tf.nn.conv2d(np.transpose(x, [2, 0, 1, 3]), np.ones([*size, 1, 1]), stride, padding)
     np.testing.assert_allclose(result, np.transpose(maps, [1, 2, 0, 3]), rtol=1e-12, atol=1e-12)
+
+
+def test_circular_padding_makes_a_kernel_that_no_turn_of_both_images_changes(rng):
+    X = rng.normal(size=(3, 2, 6, 5))
+    layers = [Conv((3, 4), padding="CIRCULAR", var_bias=0.1), ExReLU(), Conv(7, padding="CIRCULAR"), ExErf(), Dense()]
+    kernel = NTKKernel(Sequential(*layers), [2, 6, 5])
+    turned = np.roll(X, (2, 1), (2, 3))
+    np.testing.assert_allclose(kernel(turned.reshape(3, -1)), kernel(X.reshape(3, -1)), rtol=1e-13)
+
+
+def test_the_table_in_the_documents_has_every_layer():
+    rows = (ROOT / "docs" / "usage.md").read_text().split("### All layers")[1].splitlines()
+    named = {name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {cls.__name__ for cls in CASES}
 
 
 def test_divide_by_patch(rng):
@@ -335,7 +353,7 @@ def test_n_covariances_counts_the_displacements_of_a_pool():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Conv(3, padding="same"), "padding is 'same'; expected one of SAME, VALID, FIXED"),
+        (lambda: Conv(3, padding="same"), "padding is 'same'; expected one of SAME, VALID, FIXED, CIRCULAR"),
         (lambda: Conv(3, var_weight=-1.0), "A variance is -1.0; expected a finite number"),
         (lambda: Dense(var_bias=float("nan")), "A variance is nan"),
         (lambda: Dense(var_weight=float("inf")), "A variance is inf"),
@@ -359,6 +377,10 @@ def test_n_covariances_counts_the_displacements_of_a_pool():
         (lambda: AvgPool(2).output_positions(()), "AvgPool has no spatial axes to pool over; expected a map with 1"),
         (lambda: GlobalAvgPool().output_positions(()), "GlobalAvgPool has no spatial axes.*before the first Dense"),
         (lambda: AvgPool(7).output_positions((6, 9)), "a window of 7 with padding VALID on 6 pixels"),
+        (
+            lambda: NNGPKernel(Sequential(Sum(Conv(3, padding="CIRCULAR")), AvgPool(2), Dense()), [1, 4, 4]),
+            "Conv with padding CIRCULAR comes before a pool.*take SAME",
+        ),
         (lambda: Conv(3.0), "filter_size is 3.0; expected a whole number, or one per axis"),
         (lambda: AvgPool("2"), "size is '2'; expected a whole number"),
         (lambda: NNGPKernel([Conv(3), Dense()], [1, 4, 4]), r"The network is a list; expected a layer.*Sequential"),

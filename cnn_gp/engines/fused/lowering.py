@@ -184,6 +184,8 @@ def _(layer: ChannelMix, writer: _Writer, value: int, positions: Positions, path
 
 @_lower.register
 def _(layer: Conv, writer: _Writer, value: int, positions: Positions, path: str) -> int:
+    if layer.padding == "CIRCULAR":
+        raise NotLowered(f"The fused engine has no padding CIRCULAR: {_named(layer, path)}")
     one = Window(1, 1, 1, 1, 0)
     y, x = (one, one, *layer.windows(positions))[-2:]
     step = Step(
