@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cnn_gp.kernels import layers, pooling
 from cnn_gp.kernels.displacements import Displacements
 from cnn_gp.kernels.layer import layer_from_description
 from helpers import reference
-from helpers.paths import GOLDEN
+from helpers.paths import GOLDEN, ROOT
 
 STORED = GOLDEN / "pooling_ntk"
 MANIFEST = json.loads((STORED / "manifest.json").read_text())
@@ -214,3 +215,10 @@ def test_the_branches_of_a_sum_share_what_is_before_it():
     NNGPKernel(network, [1, 4, 4])(np.ones([2, 16]))
     # Of the pairs and of the variances: at displacement 0, and at those of the pool, which are one box.
     assert len(asked) == 4
+
+
+def test_the_page_for_users_of_neural_tangents_lists_the_layers_of_the_stored_networks_and_no_other():
+    table = (ROOT / "docs" / "from_neural_tangents.md").read_text().split("| `stax` | here |")[1].split("\n\n")[0]
+    listed = {name for row in table.splitlines()[2:] for name in re.findall(r"(\w+)\(", row.split("|")[2])}
+    stored = set(re.findall(r'"layer": "(\w+)"', json.dumps(MANIFEST)))
+    assert listed == stored
