@@ -1,6 +1,7 @@
 from ._version import __version__ as __version__
 from .data.datasets import load as load
 from .engines.gram import gram as gram
+from .engines.gram import gram_both as gram_both
 from .errors import ShrunkMapError as ShrunkMapError
 from .errors import UserError as UserError
 from .evaluation.estimators import NNGPClassifier as NNGPClassifier

@@ -10,13 +10,14 @@ from .choice import choose_engine, make_engine
 from .engine import Engine
 
 if TYPE_CHECKING:
-    from ..kernels.nngp import NNGPKernel
+    from ..kernels.network_kernel import NetworkKernel
+    from ..kernels.ntk import NTKKernel
     from ..kernels.scaled import Scaled
     from .tensorflow import TensorFlowEngine
 
 
 def gram(
-    kernel: "NNGPKernel | Scaled", X: Any, X2: Any | None = None, engine: str | Engine = "auto", n_max: int = 200
+    kernel: "NetworkKernel | Scaled", X: Any, X2: Any | None = None, engine: str | Engine = "auto", n_max: int = 200
 ) -> np.ndarray:
     """
     The kernel between images, computed batch by batch, compiled and on all cores.
@@ -48,17 +49,59 @@ def gram(
     X2 = None if X2 is None else _checked(kernel, X2).astype(X.dtype, copy=False)
     if n_max < 1:
         raise UserError(f"n_max is {n_max}; expected a whole number of at least 1.")
+    return _chosen(engine, kernel, n_max, X.dtype.name).matrix(X, X2)
+
+
+def gram_both(
+    kernel: "NTKKernel", X: Any, X2: Any | None = None, engine: str | Engine = "auto"
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The Gaussian process's kernel and the neural tangent kernel of one network, as an ensemble's variance needs them.
+
+    The fused engine computes both in the time of the second; the tensorflow engine one after the other.
+
+    :param kernel: the neural tangent kernel.
+    :param X, X2, engine: as in :func:`gram`.
+    :return: two of :func:`gram`'s: of ``NNGPKernel(kernel.network, kernel.input_shape)`` (from the fused engine up to
+        float32's rounding) and of ``kernel``.
+    :raises UserError: as :func:`gram`, and for a kernel that isn't a neural tangent kernel.
+
+    >>> import numpy as np
+    >>> from cnn_gp import build_kernel, gram_both
+    >>> kernel = build_kernel("convnet_gp", [1, 8, 8], kernel="ntk")
+    >>> [K.shape for K in gram_both(kernel, np.random.default_rng(0).random((3, 64), np.float32))]
+    [(3, 3), (3, 3)]
+    """
+    from ..kernels.nngp import NNGPKernel
+    from ..kernels.ntk import NTKKernel
+    from .fused.engine import FusedEngine
+
+    if not isinstance(kernel, NTKKernel):
+        raise UserError(
+            f"The kernel is a {type(kernel).__name__}; expected an NTKKernel, which both are computed from."
+        )
+    X = _checked(kernel, X)
+    X2 = None if X2 is None else _checked(kernel, X2).astype(X.dtype, copy=False)
+    of_tangents = _chosen(engine, kernel, 200, X.dtype.name)
+    if isinstance(of_tangents, FusedEngine):
+        return of_tangents.both(X, X2)
+    nngp = NNGPKernel(kernel.network, kernel.input_shape)
+    return _engine("tensorflow", nngp, 200, X.dtype.name).matrix(X, X2), of_tangents.matrix(X, X2)
+
+
+def _chosen(engine: str | Engine, kernel: "NetworkKernel", n_max: int, float_type: str) -> Engine:
+    """The engine that is asked for. :raises UserError: where it is one of another kernel."""
     if isinstance(engine, str):
-        engine = _engine(engine, kernel, n_max, X.dtype.name)
-    elif not _computes(engine, kernel):
+        return _engine(engine, kernel, n_max, float_type)
+    if not _computes(engine, kernel):
         raise UserError(
             "The engine was made for another kernel, or before a parameter of this one changed: make one with "
             "make_engine(name, kernel)."
         )
-    return engine.matrix(X, X2)
+    return engine
 
 
-def _checked(kernel: "NNGPKernel", X: Any) -> np.ndarray:
+def _checked(kernel: "NetworkKernel", X: Any) -> np.ndarray:
     """The columns of X that are images."""
     X = np.asarray(X)
     if X.ndim != 2 or not len(X):
@@ -76,7 +119,7 @@ def _checked(kernel: "NNGPKernel", X: Any) -> np.ndarray:
 _COMPILED: "deque[tuple[tuple[int, int | None], TensorFlowEngine]]" = deque(maxlen=4)
 
 
-def _engine(name: str, kernel: "NNGPKernel", n_max: int, float_type: str) -> Engine:
+def _engine(name: str, kernel: "NetworkKernel", n_max: int, float_type: str) -> Engine:
     import tensorflow as tf
 
     n_gpus = len(tf.config.get_visible_devices("GPU"))
@@ -93,7 +136,7 @@ def _engine(name: str, kernel: "NNGPKernel", n_max: int, float_type: str) -> Eng
     return engine
 
 
-def _computes(engine: Engine, kernel: "NNGPKernel") -> bool:
+def _computes(engine: Engine, kernel: "NetworkKernel") -> bool:
     """Whether an engine that make_engine made computes this kernel as it is now."""
     from .fused.engine import FusedEngine
     from .tensorflow import TensorFlowEngine

@@ -31,6 +31,7 @@ from cnn_gp import (
     ResnetKernel,
     Sequential,
     Sum,
+    gram_both,
 )
 from cnn_gp.data import datasets
 from cnn_gp.engines.choice import choose_engine, make_engine
@@ -187,6 +188,28 @@ def test_pools_within_hold_two_rows_of_displaced_maps():
     """A map twice as long and wide takes 8 times the memory, not 16 times."""
     sizes = [FusedEngine(lower(myrtle_kernel((1, 1, 1), [1, n, n])))._code.positions for n in (16, 32)]
     assert 32**2 + 2 * 31 * 16**2 <= sizes[1] <= 1.2 * (32**2 + 2 * 31 * 16**2) and sizes[1] < 8 * sizes[0]
+
+
+@pytest.mark.parametrize("name", ["resnet, ntk", "erf, ntk", "pool, erf, ntk", "pools within, no last one, erf, ntk"])
+def test_both_kernels_come_from_one_pass(name):
+    kernel, tolerance = KERNELS[name]
+    nngp, X = NNGPKernel(kernel.network, kernel.input_shape), images(kernel, 21)
+    engine = FusedEngine(lower(kernel))
+    for X2 in (None, X[:9]):
+        K, T = engine.both(X, X2)
+        np.testing.assert_array_equal(T, engine.matrix(X, X2))
+        np.testing.assert_allclose(
+            K, nngp(X.astype(np.float64), X2 if X2 is None else X2.astype(np.float64)), tolerance
+        )
+        for one, expected in zip(gram_both(kernel, X, X2), (K, T), strict=True):
+            np.testing.assert_array_equal(one, expected)
+    K = engine.both(X)[0]
+    np.testing.assert_array_equal(K, K.T)
+    np.testing.assert_array_equal(np.diag(K), np.diag(engine.both(X, X)[0]))
+    with pytest.raises(UserError, match="Both kernels come from a neural tangent kernel's program"):
+        FusedEngine(lower(nngp)).both(X)
+    with pytest.raises(UserError, match="is a NNGPKernel; expected an NTKKernel"):
+        gram_both(nngp, X)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

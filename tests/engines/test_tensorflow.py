@@ -94,6 +94,14 @@ def test_progress_counts_the_entries(rng):
     assert sum(counted) == 21 * 5
 
 
+def test_both_kernels_in_float64(rng):
+    network, X = DeepKernel([1, 4, 4], [3], ExReLU(), 2.0, 0.3).network, rng.random((5, 18))
+    kernel = NTKKernel(network, [1, 4, 4], active_dims=slice(1, 17))
+    K, T = cnn_gp.gram_both(kernel, X, X[:3])
+    np.testing.assert_array_equal(K, cnn_gp.gram(NNGPKernel(network, [1, 4, 4]), X[:, 1:17], X[:3, 1:17]))
+    np.testing.assert_array_equal(T, cnn_gp.gram(kernel, X, X[:3]))
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_entries_that_are_there_are_not_computed_again(symmetric, rng):
     kernel = DeepKernel([1, 4, 4], [3], ExReLU(), 2.0, 0.3)

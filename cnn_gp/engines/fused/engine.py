@@ -70,14 +70,14 @@ class _Code:
 
     def entries(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
         """
-        The kernel of a column of micro-tiles, [rows, WIDTH].
+        The kernels of a column of micro-tiles, [covariances and tangents, rows, WIDTH].
 
         :param done: called with the number of micro-tiles that went through the program once more.
         """
         entries = self.pooled(memory, down, across, done)
         if self.head is not None:
             covariances(self.head.code, memory.work, down, across, POLYNOMIALS, entries)
-        return entries[0]
+        return entries
 
     def pooled(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
         """The same before the head, [kernels, rows, WIDTH]."""
@@ -112,7 +112,7 @@ class _Code:
         found = np.empty((len(starts), length, WIDTH), np.float32)
         for group in range(WIDTH // ROWS):
             one = Side(down.pixels[group : group + 1], down.deviations[group : group + 1])
-            covariances(code, memory.work, one, across, POLYNOMIALS, np.zeros((1, ROWS, WIDTH)))
+            covariances(code, memory.work, one, across, POLYNOMIALS, np.zeros((code.kernels, ROWS, WIDTH)))
             for i, start in enumerate(starts):
                 for row in range(ROWS):
                     image = group * ROWS + row
@@ -128,7 +128,10 @@ class _Prepared(NamedTuple):
     deviations: np.ndarray
     """[ROWS, n_deviations, 2, WIDTH]: the memory's, good until it prepares the next images."""
     variances: np.ndarray
-    """[PAIRS], or before a pool without meaning where they aren't asked for."""
+    """
+    [covariances and tangents, PAIRS] of each image with itself; before a pool without meaning where they aren't asked
+    for.
+    """
 
     @classmethod
     def of(cls, X: np.ndarray, code: _Code, memory: _Memory, *, diagonal: bool = False) -> "_Prepared":
@@ -144,7 +147,7 @@ class _Prepared(NamedTuple):
         result = np.zeros((code.images.code.kernels, PAIRS))
         side = Side(pixels.reshape(-1), memory.deviations)
         variances(code.images.code, memory.work, side, POLYNOMIALS, result)
-        prepared = cls(pixels, memory.deviations.reshape(ROWS, -1, 2, WIDTH), result[0])
+        prepared = cls(pixels, memory.deviations.reshape(ROWS, -1, 2, WIDTH), result)
         for part, stage in code.later:
             # As in the pairs' program, so that an image's variances are its covariances with itself to the bit.
             given = stage.code.steps[0]
@@ -226,15 +229,33 @@ class FusedEngine:
         columns = X if X2 is None else self._checked(X2)
         result = np.full((len(X), len(columns)), np.nan, np.float32) if out is None else out
         for start in range(0, len(X), STRIP):
-            self._strip(result, X, columns, start, symmetric, progress)
+            self._strip([result], X, columns, start, symmetric, progress)
         return result
+
+    def both(
+        self, X: np.ndarray, X2: np.ndarray | None = None, progress: "Progress | None" = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Of a neural tangent kernel's program: the Gaussian process's kernel of the same network and the neural tangent
+        kernel, in the time of the second.
+
+        :return: two of :meth:`matrix`'s.
+        """
+        if not self._program.ntk:
+            raise UserError("Both kernels come from a neural tangent kernel's program, and this is another's.")
+        X = self._checked(X)
+        columns = X if X2 is None else self._checked(X2)
+        K, T = (np.full((len(X), len(columns)), np.nan, np.float32) for _ in range(2))
+        for start in range(0, len(X), STRIP):
+            self._strip([K, T], X, columns, start, X2 is None, progress)
+        return K, T
 
     def diag(self, X: np.ndarray) -> np.ndarray:
         """The variances of the images, [N]."""
         X = self._checked(X)
         parts = each(
             self._pool,
-            lambda first: self._prepare(X[first : first + PAIRS], diagonal=True).variances,
+            lambda first: self._prepare(X[first : first + PAIRS], diagonal=True).variances[-1],
             range(0, len(X), PAIRS),
         )
         return np.concatenate(parts)[: len(X)].astype(np.float32)
@@ -296,14 +317,18 @@ class FusedEngine:
 
     def _strip(
         self,
-        result: np.ndarray,
+        results: list[np.ndarray],
         X: np.ndarray,
         columns: np.ndarray,
         start: int,
         symmetric: bool,
         progress: "Progress | None",
     ) -> None:
-        """The rows of ``result`` from ``start`` on; where it is symmetric also those of its columns that it mirrors."""
+        """
+        The rows of ``results`` from ``start`` on; where these are symmetric also what they mirror in their columns.
+
+        :param results: the program's kernel, or its covariances and tangents.
+        """
         stop = min(start + STRIP, len(X))
 
         def prepare_rows(first: int) -> tuple[Side, np.ndarray]:
@@ -321,7 +346,7 @@ class FusedEngine:
             groups = [(left, right, min(end, right) if symmetric else end) for left, right in rights]
             groups = [group for group in groups if group[-1] > top]
             n_entries = _n_entries(top, end, first, last, symmetric)
-            missing = [group for group in groups if np.isnan(result[top : group[2], group[0] : group[1]]).any()]
+            missing = [group for group in groups if np.isnan(results[-1][top : group[2], group[0] : group[1]]).any()]
             total, left = (
                 self._code.n_calls(sum(-(-(bottom - top) // ROWS) for _, _, bottom in some))
                 for some in (groups, missing)
@@ -336,16 +361,19 @@ class FusedEngine:
                 rows = slice((top - start) // ROWS, -(-(bottom - start) // ROWS))
                 down, across = Side(pixels[rows], deviations[rows]), prepared.across((left - first) // WIDTH)
                 entries = self._code.entries(self._memory, down, across, done)
-                result[top:bottom, left:right] = entries[: bottom - top, : right - left]
+                for result, found in zip(results, entries[-len(results) :], strict=True):
+                    result[top:bottom, left:right] = found[: bottom - top, : right - left]
 
         firsts = range(start if symmetric else 0, len(columns), PAIRS)
         each(self._pool, pass_columns, _tasks(firsts, start, stop, self.n_threads))
         if symmetric:
-            square = result[start:stop, start:stop]
-            lower = np.tril_indices(len(square), -1)
-            square[lower] = square.T[lower]
-            np.fill_diagonal(square, np.concatenate(diagonals)[: len(square)])
-            result[stop:, start:stop] = result[start:stop, stop:].T
+            diagonal = np.concatenate(diagonals, axis=1)[-len(results) :, : stop - start]
+            for result, own in zip(results, diagonal, strict=True):
+                square = result[start:stop, start:stop]
+                lower = np.tril_indices(len(square), -1)
+                square[lower] = square.T[lower]
+                np.fill_diagonal(square, own)
+                result[stop:, start:stop] = result[start:stop, stop:].T
 
 
 def _tasks(firsts: range, start: int, stop: int, n_threads: int) -> Iterator[tuple[int, int, int]]:

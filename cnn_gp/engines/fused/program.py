@@ -113,7 +113,7 @@ class Code(NamedTuple):
     steps: np.ndarray
     """STEP [steps]"""
     result: int
-    """The place of the kernel: of the last step's covariance or, where there are tangents, its tangent."""
+    """The place of the kernel: of the last step's covariance, and so far behind as ever of its tangent."""
     row: int
     """The place of the buffer for a row."""
     ring: int
@@ -123,7 +123,7 @@ class Code(NamedTuple):
     tangent: int
     """How far behind each map of covariances its map of tangents is; 0 where there are none."""
     kernels: int
-    """How many kernels come out: 2, covariances and tangents, before a pool of tangents."""
+    """How many kernels come out: the covariances, and where there are any the tangents."""
     given: int
     """The place of covariances that the program begins with; -1: it begins with images."""
     weights: np.ndarray
@@ -170,9 +170,8 @@ class Program:
         positions, result = ring + max([1, *rings]), places[next(reversed(steps))]
         # Odd, so that a map and its tangents don't lie a multiple of 4 kB apart.
         tangent = positions | 1 if self.ntk else 0
-        kernels = 2 if self.ntk and self.pool else 1
+        kernels = 2 if self.ntk else 1
         given = places[0] if self.steps[0].operation == "given" else -1
-        result += tangent if kernels == 1 else 0
         weights = np.zeros(1, np.float32)
         code = Code(records, result, row, ring, self.channels, tangent, kernels, given, weights)
         displaced = None if self.pool is None else Displaced(code, steps, self.pool)

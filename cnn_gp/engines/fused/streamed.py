@@ -163,13 +163,12 @@ class _Writer:
             self.write(0, dy)
         displaced = None if to_map else last.displaced
         weights = np.zeros(1, np.float32)
-        ntk, kernels, end = first.code.tangent > 0, 1, self.end
+        end = self.end
         if to_map:
             result = self.place(len(self.stages) - 1, 0, 0)
         elif displaced is None:
             result = int(self.pieces[-1]["target"][-1])
         else:
-            kernels = 2 if ntk else 1
             result, end, weights = self._sum_up(displaced)
         steps, order = np.concatenate(self.pieces), np.concatenate(self.order)
         # Behind all maps, the buffers for a row and a ring of rows.
@@ -177,11 +176,9 @@ class _Writer:
         ring = row + max(stage.compiled.code.ring - stage.compiled.code.row for stage in self.stages)
         ring_length = max([1, *(steps["y"]["size"] * steps["x"]["outputs"])])
         positions = ring + int(ring_length)
-        tangent = positions | 1 if ntk else 0
-        if ntk and kernels == 1 and not to_map:
-            result += tangent
+        tangent = positions | 1 if first.code.tangent > 0 else 0
         code = first.code._replace(
-            steps=steps, result=result, row=row, ring=ring, tangent=tangent, kernels=kernels, given=-1, weights=weights
+            steps=steps, result=result, row=row, ring=ring, tangent=tangent, given=-1, weights=weights
         )
         layers = [layer for stage in self.stages for layer in stage.compiled.layers]
         return Streamed(code, positions + tangent, layers, order)
