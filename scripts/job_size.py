@@ -3,7 +3,7 @@ How large a job is, before it starts: kernel entries, disk and time for each run
 
     python scripts/job_size.py --dataset=digits --runs=convnet_gp,resnet_gp,1,2,3
 
-The time is an estimate: that of a small network, measured here in a few seconds, times the number of covariances.
+The time is an estimate: that of a small network, measured here in a few seconds, times the work of an entry.
 """
 
 import time
@@ -14,7 +14,7 @@ from absl import flags
 
 from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
-from cnn_gp.engines.choice import choose_engine, make_engine
+from cnn_gp.engines.choice import Choice, choose_engine, make_engine
 from cnn_gp.errors import ShrunkMapError
 from cnn_gp.kernels.architectures import build_kernel, run_name
 from cnn_gp.progress import duration
@@ -53,7 +53,8 @@ def main() -> None:
             print(f"  {name:16} shrinks below one pixel: no kernel")
             continue
         with cli.without_startup_messages():
-            estimate = _seconds_per_covariance(kernel, data) * kernel.n_covariances * tiling.entries
+            choice = choose_engine("auto", kernel, n_gpus=FLAGS.n_gpus)
+            estimate = _seconds_per_unit(choice.name, kernel, data) * _work(choice, kernel) * tiling.entries
         of_pools = f" of {kernel.n_displacements:,} displacements" if kernel.n_displacements > 1 else ""
         print(
             f"  {name:16} {kernel.n_covariances:7,} covariances{of_pools} per entry, about {duration(estimate)}",
@@ -67,9 +68,17 @@ def main() -> None:
     )
 
 
-def _seconds_per_covariance(kernel: "NetworkKernel", data: datasets.Dataset) -> float:
-    """What a covariance of one layer costs on this machine, by the engine that computes a kernel."""
-    engine = choose_engine("auto", kernel, n_gpus=FLAGS.n_gpus).name
+def _work(choice: Choice, kernel: "NetworkKernel") -> int:
+    """What an entry's time is proportional to: the fused engine's maps at displacements are smaller than the whole."""
+    if choice.program is None:
+        return kernel.n_covariances
+    from cnn_gp.engines.fused.engine import positions_per_entry
+
+    return positions_per_entry(choice.program)
+
+
+def _seconds_per_unit(engine: str, kernel: "NetworkKernel", data: datasets.Dataset) -> float:
+    """What a unit of an entry's work costs on this machine, by the engine that computes a kernel."""
     kind = engine, type(kernel).__name__ == "NTKKernel", kernel.n_displacements > 1
     if kind not in _MEASURED:
         _MEASURED[kind] = _measured(*kind, data)
@@ -100,7 +109,8 @@ def _measured(engine_name: str, ntk: bool, pooled: bool, data: datasets.Dataset)
     engine.matrix(X, X)
     start = time.perf_counter()
     engine.matrix(X, X)
-    return (time.perf_counter() - start) / (n_images**2 * kernel.n_covariances)
+    work = _work(choose_engine(engine_name, kernel, n_gpus=FLAGS.n_gpus), kernel)
+    return (time.perf_counter() - start) / (n_images**2 * work)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from cnn_gp import (
 )
 from cnn_gp.data import datasets
 from cnn_gp.engines.choice import choose_engine, make_engine
-from cnn_gp.engines.fused.engine import FusedEngine, is_compiled
+from cnn_gp.engines.fused.engine import FusedEngine, is_compiled, positions_per_entry
 from cnn_gp.engines.fused.lowering import NotLowered, lower
 from cnn_gp.engines.fused.microtile import PAIRS, ROWS
 from cnn_gp.engines.fused.program import OPERATIONS
@@ -182,6 +182,17 @@ def test_every_layer_agrees_with_the_float64_kernel(name):
     assert (np.abs(cross - expected[:9]) <= tolerance * np.maximum(expected, 1e-3 * scale)[:9]).all()
     np.testing.assert_array_equal(K, K.T)
     np.testing.assert_array_equal(np.diag(K), engine.diag(X))
+
+
+def test_the_work_of_an_entry_counts_the_rectangles_of_each_displacement():
+    trunk, whole = [conv(), ExReLU()], GlobalAvgPool()
+    assert positions_per_entry(lower(NNGPKernel(Sequential(*trunk, Dense()), [1, 6, 6]))) == 2 * 36 + 1
+    # The input and the convolution: all pairs of pixels, in 11 x 11 displacements, each of which leaves one number.
+    pooled = NNGPKernel(Sequential(*trunk, whole, Dense()), [1, 6, 6])
+    assert positions_per_entry(lower(pooled)) == 2 * 36**2 + 121
+    # The pool after it adds to maps of 3 x 3 pixels, at 1 to 4 displacements for each before it, 9 for each after it.
+    within = positions_per_entry(lower(NNGPKernel(Sequential(*trunk, AvgPool(2), *trunk, whole, Dense()), [1, 6, 6])))
+    assert within == 2 * 36**2 + 9 * 9**2 + (2 * 9**2) + 25 + 1
 
 
 def test_pools_within_hold_two_rows_of_displaced_maps():

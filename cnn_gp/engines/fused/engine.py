@@ -34,6 +34,15 @@ def is_compiled() -> bool:
     return is_kept(variances) and is_kept(covariances)
 
 
+def positions_per_entry(program: Program) -> int:
+    """How many numbers the steps write for a pair of images, at all displacements: its time is about proportional."""
+    code = _Code(program)
+    codes = [code.images.code] if code.images.displaced is None else code.images.displaced
+    if code.streamed is not None:
+        codes = [code.streamed.code]
+    return sum(int((one.steps["y"]["outputs"] * one.steps["x"]["outputs"]).sum()) for one in codes)
+
+
 class _Memory(threading.local):
     """A thread's own work array and deviations."""
 
