@@ -8,12 +8,16 @@ cores (affinity), one after the other; a time is the median of --repeats. Prints
 
     python benchmarks/kernel_entries.py --data_dir=DIR --variants=ntk,pool_2,pool_5,pool_5_ntk,pool_global
 
-measures the fused engine alone, on one core: the kernels with a pool, the neural tangent kernels and the plain kernel,
-one after the other in one process, and prints how many plain entries an entry costs.
+measures the kernels with a pool, the neural tangent kernels and the plain kernel with the fused engine on one core, in
+turns in one process, and prints how many plain entries an entry costs. These times are the processor's, for a machine
+that others share. With --nt_python neural-tangents is measured beside them. Of --models here, "myrtle5" has images of
+28 x 28 pixels, and "myrtle5_rgb" those of 3 x 32 x 32.
 """
 
 import json
+import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +35,7 @@ from cnn_gp.data import datasets
 from cnn_gp.engines.engine import Engine
 from cnn_gp.engines.fused.engine import FusedEngine
 from cnn_gp.errors import UserError
-from cnn_gp.kernels.architectures import PAPER_MODELS, build_kernel
+from cnn_gp.kernels.architectures import PAPER_MODELS, build_kernel, parse_pool
 from cnn_gp.provenance import processor, software
 
 FLAGS = flags.FLAGS
@@ -42,6 +46,7 @@ flags.DEFINE_list("batches", ["16"], "Images on a side of the tensorflow engine'
 flags.DEFINE_integer("n_gpus", 0, "With --cores=0: GPUs to use.")
 flags.DEFINE_integer("n_images", 96, "Images on a side of the matrix that is timed with the tensorflow engine.")
 flags.DEFINE_integer("n_fused", 512, "The same for the fused engine.")
+flags.DEFINE_integer("n_pooled", 64, "The least of the same for a kernel with a pool.")
 flags.DEFINE_integer("repeats", 5, "Measurements of each, of which the median counts.")
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision.")
 flags.DEFINE_string("nt_python", None, "Python of an environment with neural-tangents (neural_tangents_entry.py).")
@@ -50,8 +55,13 @@ flags.DEFINE_list("variants", [], "Of each kernel, as in the names of runs: ntk,
 flags.DEFINE_string("measure", None, "Internal: measure this one case and print JSON.")
 
 
-def images(n: int) -> np.ndarray:
-    """[n, 784] training images."""
+GRAY = (1, 28, 28)
+
+
+def images(n: int, shape: tuple[int, ...] = GRAY) -> np.ndarray:
+    """[n, 784] training images, or random ones where these are in colour."""
+    if shape != GRAY:
+        return np.random.default_rng(0).random((n, math.prod(shape)))
     name = "synthetic" if FLAGS.data_dir is None else "mnist"
     return datasets.load(name, data_dir=FLAGS.data_dir, N_train=n, N_vali=1, N_test=1).X
 
@@ -99,17 +109,13 @@ def measure_variants(model: str) -> list[dict[str, Any]]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     from cnn_gp.engines.fused.lowering import lower
 
-    cases = []
+    cases, model, shape = [], model.removesuffix("_rgb"), (3, 32, 32) if model.endswith("_rgb") else GRAY
     for variant in ["", *FLAGS.variants]:
-        pool = variant.removeprefix("pool_").removesuffix("ntk").rstrip("_") or None
-        kernel = build_kernel(
-            model,
-            [1, 28, 28],
-            kernel="ntk" if variant.endswith("ntk") else "nngp",
-            pool=int(pool) if pool and pool.isdigit() else pool,
-        )
-        n = max(64, int(FLAGS.n_fused / kernel.n_displacements**0.5) // 16 * 16)
-        cases.append((variant, FusedEngine(lower(kernel), n_threads=1), images(2 * n).astype(np.float32), kernel))
+        which, pool = kernel_and_pool(variant)
+        kernel = build_kernel(model, shape, kernel=which, pool=parse_pool(pool))
+        n = max(FLAGS.n_pooled, int(FLAGS.n_fused / kernel.n_displacements**0.5) // 16 * 16)
+        engine = FusedEngine(lower(kernel), n_threads=1)
+        cases.append((variant, engine, images(2 * n, shape).astype(np.float32), kernel))
     for _, engine, X, _ in cases:
         engine.matrix(X[:2], X[2:4])
     seconds: dict[str, list[float]] = {variant: [] for variant, *_ in cases}
@@ -127,17 +133,33 @@ def measure_variants(model: str) -> list[dict[str, Any]]:
             "displacements": kernel.n_displacements,
             "us_per_entry": us[variant],
             "plain_entries": us[variant] / us[""],
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         }
         for variant, *_, kernel in cases
     ]
 
 
+def kernel_and_pool(variant: str) -> tuple[str, str]:
+    """ "pool_5_ntk" -> ("ntk", "5")"""
+    pool = variant.removesuffix("ntk").rstrip("_").removeprefix("pool_") or "none"
+    return "ntk" if variant.endswith("ntk") else "nngp", pool
+
+
 def report_variants(measurements: list[dict[str, Any]]) -> str:
     """A Markdown table."""
-    lines = ["| kernel | displacements | us | plain entries |", "|" + "---|" * 4]
+    lines = ["| kernel | displacements | us | plain entries | peak MB | neural-tangents, us | ratio | its peak MB |"]
+    lines.append("|" + "---|" * 8)
     for m in measurements:
         name = "_".join(filter(None, (m["model"], m["variant"])))
-        lines.append(f"| `{name}` | {m['displacements']} | {m['us_per_entry']:.1f} | {m['plain_entries']:.2f} |")
+        cells = [f"`{name}`", str(m["displacements"]), f"{m['us_per_entry']:.1f}", f"{m['plain_entries']:.2f}"]
+        cells.append(f"{m['peak_mb']:.0f}")
+        if "peer" in m:
+            peer = m["peer"]
+            cells += [f"{peer['processor_us']:,.0f} ({peer['batch']} x {peer['batch']})"]
+            cells += [f"{peer['processor_us'] / m['us_per_entry']:.0f}", f"{peer['peak_mb']:.0f}"]
+        else:
+            cells += ["", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -147,13 +169,17 @@ def in_a_process(case: dict[str, Any]) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def neural_tangents(model: str, cores: int) -> dict[str, Any]:
+def neural_tangents(model: str, cores: int, variant: str = "", batches: str = "8,16,32") -> dict[str, Any]:
     """The same measurement of neural-tangents, in its own environment, at the best of its batch sizes."""
+    which, pool = kernel_and_pool(variant)
+    channels, *size = (3, 32, 32) if model.endswith("_rgb") else GRAY
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
-        np.save(path, images(64).reshape(-1, 28, 28, 1).astype(FLAGS.float_type))
+        X = images(64, (channels, *size)).reshape(-1, channels, *size).transpose(0, 2, 3, 1)
+        np.save(path, X.astype(FLAGS.float_type))
         program = Path(__file__).with_name("neural_tangents_entry.py")
-        command = [FLAGS.nt_python, str(program), model, str(path), "--batches=8,16,32", f"--repeats={FLAGS.repeats}"]
+        command = [FLAGS.nt_python, str(program), model.removesuffix("_rgb"), str(path), f"--batches={batches}"]
+        command += [f"--repeats={FLAGS.repeats}", f"--kernel={which}", f"--pool={pool}"]
         available = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, available[:cores])
         try:
@@ -218,7 +244,13 @@ def main() -> None:
         return
     measurements: list[dict[str, Any]] = []
     for model in FLAGS.models if FLAGS.variants else []:
-        measurements += in_a_process({"model": model})
+        found = in_a_process({"model": model})
+        measurements += found
+        print(report_variants(found), flush=True)
+        for m in found if FLAGS.nt_python is not None else []:
+            batches = "8,16,32" if m["displacements"] == 1 else "2,4"
+            m["peer"] = neural_tangents(model, 1, m["variant"], batches)
+            print(report_variants([m]).splitlines()[-1], flush=True)
     for model in [] if FLAGS.variants else FLAGS.models:
         for cores in map(int, FLAGS.cores):
             cases: list[dict[str, Any]] = [{"engine": "tensorflow", "batch": int(batch)} for batch in FLAGS.batches]
