@@ -36,7 +36,9 @@ class Progress:
     _SECONDS_BETWEEN_LINES = 30.0
 
     def __init__(self, total: int, unit: str, done: int = 0) -> None:
-        self._total, self._unit, self._done = total, unit, done
+        self.total = total
+        """It may be set anew, where it was an estimate."""
+        self._unit, self._done = unit, done
         self._lock = threading.Lock()
         self._said = time.monotonic()
         # The first units may have waited for a compiler: the rate is that of those after them.
@@ -46,19 +48,23 @@ class Progress:
         if sys.stderr.isatty() and not self._silent:
             self._bar = tqdm(total=total, initial=done, unit=f" {unit}", unit_scale=True, dynamic_ncols=True)
 
-    def __call__(self, units: int) -> None:
-        """So many more units are done."""
+    def __call__(self, units: int, note: str = "") -> None:
+        """So many more units are done; the note is said with them."""
         with self._lock:
             self._done += units
             now = time.monotonic()
             if self._bar is not None:
+                self._bar.total = self.total
+                if note:
+                    self._bar.set_postfix_str(note, refresh=False)
                 self._bar.update(units)
             elif not self._silent and now - self._said >= self._SECONDS_BETWEEN_LINES:
                 self._said = now
-                line = f"{self._done / self._total:6.1%}  {self._done:,} of {self._total:,} {self._unit}"
+                line = f"{self._done / self.total:6.1%}  {self._done:,} of {self.total:,} {self._unit}"
                 if self._first is not None:
                     rate = max(self._done - self._first[1], 1) / max(now - self._first[0], 1e-6)
-                    line += f", {rate:,.0f} per second, {duration((self._total - self._done) / rate)} left"
+                    line += f", {_number(rate)} per second, {duration((self.total - self._done) / rate)} left"
+                line += f", {note}" if note else ""
                 print(line, file=sys.stderr, flush=True)
             if self._first is None:
                 self._first = now, self._done
@@ -69,6 +75,10 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

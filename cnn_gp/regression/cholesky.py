@@ -32,17 +32,17 @@ class NotPositiveDefinite(Exception):
 
 
 class Factor(Protocol):
-    """What is asked of a Cholesky factor L of a matrix [N, N], here or on a cluster."""
+    """What is asked of a Cholesky factor of a matrix [N, N], here or on a cluster, or of what stands in for one."""
 
     N: int
     bounds: list[tuple[int, int]]
-    """First and last + 1 row of its blocks."""
+    """First and last + 1 row of its blocks, after each of which ``inverse_diagonal`` reports."""
 
     def log_determinant(self, n: int | None = None) -> float:
         """Of the matrix, or its leading n rows and columns."""
 
-    def forward(self, B: np.ndarray) -> np.ndarray:
-        """L^-1 B, for B [N, m]."""
+    def quadratic_forms(self, B: np.ndarray) -> np.ndarray:
+        """b^T A^-1 b [m] for each column b of B [N, m], A being the matrix."""
 
     def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
         """The matrix's (or its leading n rows' and columns') inverse times B [n, m]."""
@@ -185,6 +185,11 @@ class CholeskyFactor:
                 if i >= j:
                     product[start:stop] += self._tril(i, j) @ upper
         return product
+
+    def quadratic_forms(self, B: np.ndarray) -> np.ndarray:
+        """b^T (L L^T)^-1 b [m] for each column b of B [N, m]."""
+        columns = self.forward(B)
+        return np.einsum("ij,ij->j", columns, columns)
 
     def inverse_diagonal(self, progress: Callable[[int], None] = lambda steps: None) -> np.ndarray:
         """

@@ -91,6 +91,11 @@ class ClusterFactor:
         factor, right = self._leading(B, None)
         return self._compute(factor @ (factor.T @ right))[: self.N]
 
+    def quadratic_forms(self, B: np.ndarray) -> np.ndarray:
+        """b^T (L L^T)^-1 b [m] for each column b of B [N, m]."""
+        columns = self.forward(B)
+        return np.einsum("ij,ij->j", columns, columns)
+
     def inverse_diagonal(self, progress: Callable[[int], None] = lambda steps: None) -> np.ndarray:
         """The diagonal of the matrix's inverse, [N]: the squared norms of the columns of L^-1."""
         result = np.empty(self.N)

@@ -1,5 +1,6 @@
 """The memory that the solve takes, here or on a cluster, asked before it is taken."""
 
+import math
 from typing import TYPE_CHECKING
 
 from .. import memory
@@ -16,9 +17,9 @@ def n_bytes(N: int, n_max: int, n_stored: int) -> int:
     return LowerTriangle.n_bytes(N) + 20 * n_max * n_stored
 
 
-def has_memory(gram: GramMatrix, N: int) -> bool:
-    """Whether this machine has the memory for the leading N images now."""
-    return n_bytes(N, gram.n_max, gram.N) <= memory.available()
+def has_memory(gram: GramMatrix, N: int, limit: float = math.inf) -> bool:
+    """Whether this machine has the memory for the leading N images now, within a limit in bytes."""
+    return n_bytes(N, gram.n_max, gram.N) <= min(limit, memory.available())
 
 
 def check_memory(gram: GramMatrix, N: int, client: "Client | None" = None) -> int:

@@ -97,8 +97,7 @@ def posterior_variances(kernel: KernelMatrix, solution: Solution, n_rows: int) -
     variances = kernel.diagonal()[:n_rows].astype(np.float64)
     with Progress(n_rows, "posterior variances") as progress:
         for start, rows in _leading_float64(kernel, n_rows, len(solution.alpha)):
-            columns = solution.factor.forward(rows.T)
-            variances[start : start + len(rows)] -= np.einsum("ij,ij->j", columns, columns)
+            variances[start : start + len(rows)] -= solution.factor.quadratic_forms(rows.T)
             progress(len(rows))
     # At a training image the variance is 0 up to rounding.
     return np.maximum(variances, 0)

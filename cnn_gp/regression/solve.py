@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..progress import Progress
 from .cholesky import Factor, NotPositiveDefinite, factorise, n_steps
 from .gram_matrix import GramMatrix, gram_times
+from .iterative import Iterative, IterativeFactor
 from .lower_triangle import assemble
 from .memory_needs import check_memory
 
@@ -34,6 +35,8 @@ RESIDUAL = 1e-9
 
 _REFINEMENTS = 3
 
+_Solved = TypeVar("_Solved")
+
 
 @dataclass
 class Solution:
@@ -44,7 +47,7 @@ class Solution:
     products: np.ndarray
     """[training images stored, n_classes], float64: Kxx[:, :N] alpha, the means at all stored training images."""
     factor: Factor
-    """The Cholesky factor of the system's matrix."""
+    """The Cholesky factor of the system's matrix, or what stands in for it where it is solved iteratively."""
     jitter: float
     """Relative to ``mean_diagonal``, as ``noise`` is."""
     noise: float
@@ -72,6 +75,13 @@ class Solution:
         return self.factor.log_determinant()
 
     @property
+    def log_marginal_likelihood_error(self) -> float | None:
+        """The standard error of the log marginal likelihood where it is an estimate, else None."""
+        if not isinstance(self.factor, IterativeFactor):
+            return None
+        return 0.5 * len(self.log_marginal_likelihoods) * self.factor.log_determinant_error()
+
+    @property
     def log_marginal_likelihood(self) -> float:
         """Of all columns of Y, independent given the kernel."""
         return float(self.log_marginal_likelihoods.sum())
@@ -97,6 +107,7 @@ def solve(
     say: Callable[[str], None] = lambda line: None,
     client: "Client | None" = None,
     images: Callable[[], np.ndarray] | None = None,
+    iterative: Iterative | None = None,
 ) -> Solution:
     """
     Solve for the leading images of a Gram matrix.
@@ -110,6 +121,7 @@ def solve(
     :param say: called with a line of text for every jitter that fails.
     :param client: of a Dask cluster that factorises in its workers' memory in place of this machine's.
     :param images: returns the training images [N or more, D], among which equal ones are looked for after a failure.
+    :param iterative: to solve by conjugate gradients in place of a factorisation.
     :raises UserError: where the kernel is 0, the largest jitter fails too, or the memory doesn't suffice.
     """
     N = len(Y)
@@ -121,14 +133,21 @@ def solve(
         )
     times = dict.fromkeys(("read", "factorise", "solve", "spectrum"), 0.0)
 
-    def factor_at(jitter: float) -> Factor:
-        return _assemble_and_factorise(gram, N, (jitter + noise) * mean_diagonal, times, client)
+    def solved_at(jitter: float) -> tuple[Factor, _Approximation, int]:
+        added = (jitter + noise) * mean_diagonal
+        factor: Factor
+        if iterative is None:
+            factor = _assemble_and_factorise(gram, N, added, times, client)
+        else:
+            with _timed(times, "factorise"):
+                name = f"solve_{N}_{jitter:g}_{noise:g}"
+                factor = IterativeFactor(gram, N, added, Y.shape[1], iterative, name, say)
+        with _timed(times, "solve"):
+            return factor, *_solve_refined(gram, factor, Y, added, 0 if iterative is not None else _REFINEMENTS)
 
-    factor, jitter = _climb_jitter_ladder(factor_at, jitter, N, say, images)
-    with _timed(times, "solve"):
-        found, refinements = _solve_refined(gram, factor, Y, (jitter + noise) * mean_diagonal)
+    (factor, found, refinements), jitter = _climb_jitter_ladder(solved_at, jitter, N, say, images)
     with _timed(times, "spectrum"):
-        extremes = extreme_eigenvalues(factor)
+        extremes = factor.extreme_eigenvalues() if isinstance(factor, IterativeFactor) else extreme_eigenvalues(factor)
     return Solution(
         alpha=found.alpha,
         products=found.products,
@@ -163,16 +182,16 @@ def _assemble_and_factorise(
 
 
 def _climb_jitter_ladder(
-    factor_at: Callable[[float], Factor],
+    solved_at: Callable[[float], _Solved],
     jitter: float,
     N: int,
     say: Callable[[str], None],
     images: Callable[[], np.ndarray] | None,
-) -> tuple[Factor, float]:
-    """The factor at the smallest jitter that succeeds, ``jitter`` or one above it; and that jitter."""
+) -> tuple[_Solved, float]:
+    """What is found at the smallest jitter that succeeds, ``jitter`` or one above it; and that jitter."""
     for attempt in [jitter, *(j for j in JITTER_LADDER if j > jitter)]:
         try:
-            return factor_at(attempt), attempt
+            return solved_at(attempt), attempt
         except NotPositiveDefinite as failure:
             say(
                 f"The Gram matrix isn't positive definite at relative jitter {attempt:g} (leading {failure.order} of "
@@ -197,22 +216,24 @@ class _Approximation:
         return float(np.linalg.norm(self.residual))
 
 
-def _solve_refined(gram: GramMatrix, factor: Factor, Y: np.ndarray, added: float) -> tuple[_Approximation, int]:
-    """The solution of (K + added I) alpha = Y, and how often it was refined (Higham 2002, chapter 12)."""
+def _solve_refined(
+    gram: GramMatrix, factor: Factor, Y: np.ndarray, added: float, most: int
+) -> tuple[_Approximation, int]:
+    """The solution of (K + added I) alpha = Y, and how often it was refined, at ``most`` (Higham 2002, chapter 12)."""
 
     def approximation(alpha: np.ndarray) -> _Approximation:
         products = gram_times(gram, alpha)
         return _Approximation(alpha, products, Y - products[: len(Y)] - added * alpha)
 
     found = approximation(factor.solve(Y))
-    for refinements in range(_REFINEMENTS):
+    for refinements in range(most):
         if found.error <= RESIDUAL * np.linalg.norm(Y):
             return found, refinements
         better = approximation(found.alpha + factor.solve(found.residual))
         if better.error >= found.error:
             return found, refinements
         found = better
-    return found, _REFINEMENTS
+    return found, most
 
 
 def _log_marginal_likelihoods(Y: np.ndarray, alpha: np.ndarray, factor: Factor) -> np.ndarray:

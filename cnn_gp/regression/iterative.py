@@ -1,0 +1,169 @@
+"""
+The linear system without a factorisation: what is asked of a factor, found by conjugate gradients from stored tiles.
+
+It takes the memory of a preconditioner [N, rank] and of as many tiles as there is room for, and gives as good a
+solution as its residual says; what the factorisation has for nothing, the log determinant, is an estimate.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import memory
+from ..errors import UserError
+from .conjugate_gradients import Converged, Kept, conjugate_gradients
+from .gram_matrix import GramMatrix
+from .log_determinant import log_determinant
+from .pivoted_cholesky import Preconditioner, default_rank, randomly_pivoted_cholesky
+from .tile_products import TileProducts
+
+#: The relative residual that is aimed at.
+TOLERANCE = 1e-8
+
+#: Right sides of variances and leave-one-out at a time.
+AT_A_TIME = 200
+
+#: Of the memory that is available, what is taken where no limit is given.
+_SHARE = 0.7
+
+#: Vectors of the right sides' shape that conjugate gradients have at a time.
+_VECTORS = 16
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """How to solve by conjugate gradients."""
+
+    memory: int | None = None
+    """Bytes for the preconditioner, the vectors and the tiles that are kept; by default most of what is available."""
+    kept: Callable[[str], Kept] | None = None
+    """Where the state of the solve is kept, by the name of the solve; None: nowhere."""
+
+    def plan(self, gram: GramMatrix, N: int, n_columns: int) -> tuple[int, int]:
+        """
+        The preconditioner's rank, and the bytes that are left for tiles.
+
+        :raises UserError: where the memory doesn't suffice even without both.
+        """
+        total = int(_SHARE * memory.available()) if self.memory is None else self.memory
+        # Two rows of tiles that are read, one of them in float64.
+        fixed = 8 * _VECTORS * N * n_columns + 20 * gram.n_max * gram.N
+        if total < fixed:
+            raise UserError(
+                f"Conjugate gradients with {N:,} images need {fixed / 1e9:.2f} GB of memory and have "
+                f"{total / 1e9:.2f} GB: give a larger --memory."
+            )
+        rank = default_rank(N, n_columns, 0.4 * (total - fixed))
+        return rank, total - fixed - 16 * N * rank
+
+
+class IterativeFactor:
+    """
+    What a :class:`~cnn_gp.regression.cholesky.Factor` is asked for, for the leading [N, N] of a Gram matrix.
+
+    :param added: to the diagonal.
+    :param n_columns: of the right sides.
+    :param name: of the solve, under which its state is kept.
+    :param say: called with lines of text on the way.
+    """
+
+    def __init__(
+        self,
+        gram: GramMatrix,
+        N: int,
+        added: float,
+        n_columns: int,
+        how: Iterative,
+        name: str,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.N, self._added, self._how, self._name, self._say = N, added, how, name, say
+        self._n_columns = n_columns
+        self.bounds = [(start, min(start + AT_A_TIME, N)) for start in range(0, N, AT_A_TIME)]
+        self.rank, room = how.plan(gram, N, n_columns)
+        self._products = TileProducts(gram, N, room)
+        self._leading: tuple[int, Preconditioner] | None = None
+        self._log_determinants: dict[int, tuple[float, float]] = {}
+        self.iterations = 0
+        """Of the first solve."""
+        start = time.perf_counter()
+        self.rank = self._preconditioner(N).rank
+        say(
+            f"Preconditioner of rank {self.rank:,} in {time.perf_counter() - start:.0f} s; "
+            f"{self._products.share_in_memory:.0%} of the tiles stay in memory."
+        )
+
+    def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
+        """The matrix's (or its leading n rows' and columns') inverse times B [n, m]."""
+        n = self.N if n is None else n
+        if len(B) != n:
+            raise ValueError(f"The right side has {len(B)} rows; expected {n}.")
+        is_first = self.iterations == 0
+        kept = self._how.kept(self._name) if is_first and self._how.kept is not None else None
+        found = conjugate_gradients(self.times, self._preconditioner(n), np.array(B, np.float64), TOLERANCE, kept)
+        self.iterations = self.iterations or found.iterations
+        if found.is_stagnant:
+            self._say(_stagnant(found, n))
+        return found.X
+
+    def times(self, B: np.ndarray) -> np.ndarray:
+        """The matrix (or its leading n rows and columns) times B [n, m]."""
+        return self._products.times(B) + self._added * B
+
+    def quadratic_forms(self, B: np.ndarray) -> np.ndarray:
+        """b^T A^-1 b for each column b of B [N, m]."""
+        return np.einsum("ij,ij->j", B, self.solve(B))
+
+    def inverse_diagonal(self, progress: Callable[[int], None] = lambda steps: None) -> np.ndarray:
+        """The diagonal of the matrix's inverse, [N], from N right sides."""
+        result = np.empty(self.N)
+        for left, right in self.bounds:
+            identity = np.zeros((self.N, right - left))
+            identity[np.arange(left, right), np.arange(right - left)] = 1
+            result[left:right] = np.diagonal(self.solve(identity)[left:right])
+            progress(1)
+        return result
+
+    def log_determinant(self, n: int | None = None) -> float:
+        """An estimate, of the matrix's or its leading n rows and columns."""
+        return self._estimate(n)[0]
+
+    def log_determinant_error(self, n: int | None = None) -> float:
+        """The estimate's standard error."""
+        return self._estimate(n)[1]
+
+    def extreme_eigenvalues(self) -> tuple[float, float]:
+        """Of the smallest nothing is known; the preconditioner's largest is near the matrix's."""
+        return math.nan, self._preconditioner(self.N).largest
+
+    def make_room(self, folder: Path) -> None:
+        """Give the tiles back; they are read again."""
+        self._products = TileProducts(self._products.gram, self.N, 0)
+
+    def _estimate(self, n: int | None) -> tuple[float, float]:
+        n = self.N if n is None else n
+        if n not in self._log_determinants:
+            self._log_determinants[n] = log_determinant(self.times, self._preconditioner(n))
+        return self._log_determinants[n]
+
+    def _preconditioner(self, n: int) -> Preconditioner:
+        """Of the leading n rows and columns: the last one is kept."""
+        if self._leading is None or self._leading[0] != n:
+            self._leading = None
+            rank = min(self.rank, default_rank(n, self._n_columns, math.inf))
+            trace = float(self._products.diagonal()[:n].sum())
+            F = randomly_pivoted_cholesky(self._products, n, rank)
+            self._leading = n, Preconditioner(F, trace, self._added)
+        return self._leading[1]
+
+
+def _stagnant(found: Converged, n: int) -> str:
+    return (
+        f"Conjugate gradients for {n:,} images stopped after {found.iterations:,} iterations at a relative residual of "
+        f"{found.relative_residual:.1e}, which no longer falls; expected {TOLERANCE:g}: give a larger --noise, more "
+        "--memory for a better preconditioner, or --solver=cholesky."
+    )

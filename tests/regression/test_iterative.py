@@ -1,0 +1,276 @@
+"""Conjugate gradients from stored tiles, against the Cholesky factorisation."""
+
+import functools
+
+import numpy as np
+import pytest
+from scipy.linalg import cho_factor, cho_solve
+
+from cnn_gp.errors import UserError
+from cnn_gp.regression import conjugate_gradients as cg
+from cnn_gp.regression import iterative as module
+from cnn_gp.regression.cholesky import NotPositiveDefinite
+from cnn_gp.regression.gram_matrix import ArrayGram, leading_rows
+from cnn_gp.regression.iterative import Iterative, IterativeFactor
+from cnn_gp.regression.leave_one_out import leave_one_out
+from cnn_gp.regression.log_determinant import log_determinant
+from cnn_gp.regression.pivoted_cholesky import Preconditioner, randomly_pivoted_cholesky
+from cnn_gp.regression.predict import posterior_variances, predict
+from cnn_gp.regression.solve import solve, targets
+from cnn_gp.regression.tile_products import TileProducts
+from helpers.matrices import stored
+from helpers.small_runs import complete, make_data
+
+N, N_MAX, NOISE = 300, 32, 1e-3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return complete(tmp_path_factory.mktemp("iterative"), make_data(N, 30, 30), n_max=N_MAX, float_type="float32")
+
+
+@pytest.fixture(scope="module")
+def K(run):
+    K = np.zeros((N, N))
+    for start, entries in leading_rows(stored(run)[0], N):
+        K[start : start + len(entries), start:] = entries
+    return np.triu(K) + np.triu(K, 1).T
+
+
+@pytest.fixture(scope="module")
+def Y(run):
+    return targets(run.labels()["Y"], 3)
+
+
+def products(run, limit=1e9):
+    return TileProducts(stored(run)[0], N, limit)
+
+
+def preconditioner(run, rank=40, added=2 * NOISE, **options):
+    F = randomly_pivoted_cholesky(products(run), N, rank, **options)
+    return Preconditioner(F, float(products(run).diagonal().sum()), added)
+
+
+def times(run, limit=1e9, added=2 * NOISE):
+    of_tiles = products(run, limit)
+    return lambda B: of_tiles.times(B) + added * B
+
+
+class Memory:
+    """Keeps the state in memory."""
+
+    def __init__(self, there=None):
+        self.there, self.saved = there, []
+
+    def load(self):
+        return None if self.there is None else dict(self.there)
+
+    def save(self, arrays):
+        self.there = arrays
+        self.saved.append(arrays)
+
+    def remove(self):
+        self.there = None
+
+
+# Products ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, 1e5, 1e9])
+def test_products_and_columns_equal_the_whole_matrix_s(run, K, rng, limit):
+    of_tiles = products(run, limit)
+    for n in (N, 190):
+        # The first time the rows are read, later some of them are in memory.
+        for m in (1, 3, 40, 3):
+            B = rng.normal(size=(n, m))
+            np.testing.assert_allclose(of_tiles.times(B), K[:n, :n] @ B, rtol=1e-12, atol=1e-11)
+        indices = np.array([5, 180, 77, 31, 32])
+        np.testing.assert_array_equal(of_tiles.columns(indices, n), K[:n, indices])
+
+
+@pytest.mark.parametrize("limit", [0, 1e5])
+def test_the_limit_changes_no_bit_and_no_more_is_kept(run, rng, limit):
+    B = rng.normal(size=(N, 3))
+    every, few = products(run), products(run, limit)
+    for _ in range(2):
+        np.testing.assert_array_equal(few.times(B), every.times(B))
+    assert sum(rows.nbytes for rows in few._kept.values()) <= limit
+    assert few.share_in_memory < 0.5 and every.share_in_memory == 1
+
+
+def test_what_is_in_memory_is_not_read_again(run, rng, monkeypatch):
+    of_tiles = products(run)
+    B = rng.normal(size=(N, 3))
+    first = of_tiles.times(B)
+    monkeypatch.setattr(type(of_tiles.gram), "rows", lambda self: pytest.fail("read"))
+    np.testing.assert_array_equal(of_tiles.times(B), first)
+
+
+# Preconditioner ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_pivoted_factor_is_near_the_matrix_from_below(run, K, greedy):
+    F = randomly_pivoted_cholesky(products(run), N, 40, greedy=greedy)
+    left = np.linalg.eigvalsh(K - F @ F.T)
+    # The best of this rank leaves the smallest eigenvalues.
+    assert left.sum() < 5 * np.linalg.eigvalsh(K)[:-40].sum() + 1e-4 and left[0] > -1e-5
+    np.testing.assert_array_equal(F, randomly_pivoted_cholesky(products(run), N, 40, greedy=greedy))
+
+
+def test_the_rank_ends_where_nothing_is_left():
+    V = np.random.default_rng(0).normal(size=(60, 5))
+    of_tiles = TileProducts(ArrayGram(V @ V.T, 16), 60, 1e9)
+    assert randomly_pivoted_cholesky(of_tiles, 60, 30).shape[1] == 5
+
+
+def test_the_inverse_root_and_the_determinant(run, rng):
+    F = randomly_pivoted_cholesky(products(run), N, 40)
+    trace = float(products(run).diagonal().sum())
+    M = Preconditioner(F.copy(), trace, NOISE)
+    whole = F @ F.T + M.mu * np.eye(N)
+    B = rng.normal(size=(N, 2))
+    twice = M.inverse_root_times(M.inverse_root_times(B))
+    np.testing.assert_allclose(whole @ twice, B, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(M.log_determinant, np.linalg.slogdet(whole)[1], rtol=1e-9)
+    np.testing.assert_allclose(M.largest, np.linalg.eigvalsh(whole)[-1], rtol=1e-9)
+
+
+# Conjugate gradients -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 40])
+def test_the_solution_and_fewer_iterations_with_a_preconditioner(run, K, Y, rank):
+    found = cg.conjugate_gradients(times(run), preconditioner(run, rank), Y, 1e-9)
+    X = np.linalg.solve(K + 2 * NOISE * np.eye(N), Y)
+    np.testing.assert_allclose(found.X, X, atol=1e-6 * abs(X).max())
+    R = Y - (K + 2 * NOISE * np.eye(N)) @ found.X
+    np.testing.assert_allclose(found.relative_residual, np.linalg.norm(R) / np.linalg.norm(Y), rtol=0.1, atol=1e-13)
+    assert not found.is_stagnant and found.relative_residual <= 1e-9
+    if rank:
+        assert 2 * found.iterations < cg.conjugate_gradients(times(run), preconditioner(run, 0), Y, 1e-9).iterations
+
+
+def test_columns_that_are_zero_or_equal_do_no_harm(run, K, Y):
+    B = np.column_stack([Y[:, 0], Y[:, 0], np.zeros(N), Y[:, 1]])
+    found = cg.conjugate_gradients(times(run), preconditioner(run), B, 1e-9)
+    X = np.linalg.solve(K + 2 * NOISE * np.eye(N), B)
+    np.testing.assert_allclose(found.X, X, atol=1e-6 * abs(X).max())
+    nothing = cg.conjugate_gradients(times(run), preconditioner(run), np.zeros((N, 2)), 1e-9)
+    assert (nothing.X == 0).all() and nothing.iterations == 0
+
+
+def test_a_matrix_that_is_not_positive_definite(run, Y):
+    with pytest.raises(NotPositiveDefinite):
+        cg.conjugate_gradients(times(run, added=-1.0), preconditioner(run, 0, added=1.0), Y, 1e-9)
+
+
+@pytest.mark.parametrize("after", [1, 7])
+def test_taken_up_after_a_stop_to_the_same_bits(run, Y, after, monkeypatch):
+    M = preconditioner(run, 10)
+    whole = cg.conjugate_gradients(times(run), M, Y, 1e-9)
+    kept, real, count = Memory(), cg._step, [0]
+
+    def stop(*arguments):
+        count[0] += 1
+        if count[0] > after:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(cg, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cg.conjugate_gradients(times(run), M, Y, 1e-9, kept)
+    assert kept.there["iterations"] == after < whole.iterations
+    monkeypatch.setattr(cg, "_step", real)
+    found = cg.conjugate_gradients(times(run), M, Y, 1e-9, kept)
+    np.testing.assert_array_equal(found.X, whole.X)
+    assert found.iterations == whole.iterations and kept.there is None
+
+
+def test_the_state_is_kept_on_the_way_and_goes_on_with_another_preconditioner(run, K, Y, monkeypatch):
+    monkeypatch.setattr(cg, "SECONDS_BETWEEN_STATES", 0.0)
+    kept = Memory()
+    whole = cg.conjugate_gradients(times(run), preconditioner(run, 10), Y, 1e-9, kept)
+    assert [int(state["iterations"]) for state in kept.saved] == list(range(1, whole.iterations + 1))
+    # The solution so far is the start, also where it is gone on with another preconditioner.
+    other = preconditioner(run, 20)
+    fresh = cg.conjugate_gradients(times(run), other, Y, 1e-9)
+    state = kept.saved[-3]
+    found = cg.conjugate_gradients(times(run), other, Y, 1e-9, Memory(state))
+    assert found.relative_residual <= 1e-9
+    assert 0 < found.iterations - int(state["iterations"]) < fresh.iterations
+
+
+def test_stagnation_is_said_with_the_true_residual(run, K, Y, monkeypatch):
+    monkeypatch.setattr(cg, "PATIENCE", 20)
+    found = cg.conjugate_gradients(times(run), preconditioner(run), Y, 1e-19)
+    R = Y - (K + 2 * NOISE * np.eye(N)) @ found.X
+    assert found.is_stagnant and found.relative_residual > 1e-19
+    np.testing.assert_allclose(found.relative_residual, np.linalg.norm(R) / np.linalg.norm(Y), rtol=0.5)
+
+
+# The whole solve -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [N, 211])
+def test_everything_equals_the_factorisation_s(run, Y, n):
+    Kxx, Kxvx, Kxtx = stored(run)
+    exact = solve(Kxx, Y[:n], noise=NOISE)
+    found = solve(Kxx, Y[:n], noise=NOISE, iterative=Iterative())
+    n_vali = 30 + N - n
+    for one, other in zip(
+        *(vars(predict(solution, Kxvx, Kxtx, n_vali, 30)).values() for solution in (exact, found)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+        np.testing.assert_array_equal(one.argmax(axis=1), other.argmax(axis=1))
+    assert found.relative_residual <= module.TOLERANCE
+    close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    close(posterior_variances(Kxtx, found, 30), posterior_variances(Kxtx, exact, 30))
+    close(leave_one_out(found, Y[:n]).means, leave_one_out(exact, Y[:n]).means)
+    close(found.factor.solve(Y[:150], 150), exact.factor.solve(Y[:150], 150), atol=1e-5 * abs(exact.alpha).max())
+    for size in (None, 150):
+        error = abs(found.factor.log_determinant(size) - exact.factor.log_determinant(size))
+        assert error < 3 * found.factor.log_determinant_error(size) + 1e-6
+    assert found.log_marginal_likelihood_error == 1.5 * found.factor.log_determinant_error()
+    assert exact.log_marginal_likelihood_error is None
+    assert found.extreme_eigenvalues[1] == pytest.approx(exact.extreme_eigenvalues[1], rel=0.02)
+
+
+@pytest.mark.parametrize("rank", [0, 5, 40])
+def test_the_log_determinant_is_within_three_standard_errors(run, K, rank):
+    A = K + 2 * NOISE * np.eye(N)
+    found, error = log_determinant(lambda B: A @ B, preconditioner(run, rank))
+    assert abs(found - np.linalg.slogdet(A)[1]) < 3 * error + 1e-9 * N
+    assert error < 30
+
+
+def test_a_stagnant_solve_says_so_in_one_line(run, Y, monkeypatch):
+    monkeypatch.setattr(module, "TOLERANCE", 1e-19)
+    monkeypatch.setattr(cg, "PATIENCE", 10)
+    said: list[str] = []
+    solve(stored(run)[0], Y, noise=NOISE, say=said.append, iterative=Iterative())
+    (line,) = [line for line in said if "no longer falls" in line]
+    assert "relative residual of" in line and "--noise" in line and "--solver=cholesky" in line
+
+
+def test_memory_that_is_too_little(run, Y):
+    with pytest.raises(UserError, match=r"need 0\.00 GB of memory and have 0\.00 GB: give a larger --memory"):
+        solve(stored(run)[0], Y, noise=NOISE, iterative=Iterative(memory=1000))
+
+
+def test_a_limited_memory_gives_the_same_solution(run, Y):
+    Kxx = stored(run)[0]
+    enough = solve(Kxx, Y, noise=NOISE, iterative=Iterative())
+    little = solve(Kxx, Y, noise=NOISE, iterative=Iterative(memory=500_000))
+    assert little.factor._products.share_in_memory < 0.5 and little.factor.rank < enough.factor.rank
+    np.testing.assert_allclose(little.products, enough.products, atol=1e-6)
+
+
+def test_jitter_is_added_where_the_matrix_is_not_positive_definite(Y, K):
+    bad = ArrayGram(K - 5e-4 * np.eye(N), 50)
+    said: list[str] = []
+    found = solve(bad, Y, say=said.append, iterative=Iterative())
+    assert found.jitter > 0 and any("isn't positive definite at relative jitter 0 " in line for line in said)
+    assert isinstance(found.factor, IterativeFactor) and found.relative_residual <= module.TOLERANCE
+    factor = cho_factor(K + (found.added - 5e-4) * np.eye(N))
+    np.testing.assert_allclose(found.alpha, cho_solve(factor, Y), atol=1e-5 * abs(found.alpha).max())
