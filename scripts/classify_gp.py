@@ -8,12 +8,13 @@ Needs the working directory alone: neither the data set nor TensorFlow.
 
 import contextlib
 import functools
+import math
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from cnn_gp import cli, shared_flags
+from cnn_gp import cli, memory, shared_flags
 from cnn_gp.cluster import connect
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.classify import Request, classify
@@ -22,9 +23,11 @@ from cnn_gp.evaluation.nngp_run import check_nngp_run
 from cnn_gp.evaluation.result_files import ResultFiles
 from cnn_gp.evaluation.results import Result
 from cnn_gp.regression import ensemble, spectrum
+from cnn_gp.regression.iterative import Iterative
 from cnn_gp.regression.learning_curve import default_sizes
-from cnn_gp.regression.memory_needs import check_memory
+from cnn_gp.regression.memory_needs import check_memory, has_memory, n_bytes
 from cnn_gp.store.description import Description
+from cnn_gp.store.kept_state import KeptState
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.sealed import Damaged
 from cnn_gp.store.stored_matrix import StoredGram
@@ -48,6 +51,13 @@ flags.DEFINE_string("nngp_run", None, "With --ensemble: the run of the same netw
 flags.DEFINE_bool("leave_one_out", False, "Also the leave-one-out error and log predictive density.")
 flags.DEFINE_string("learning_curve", "", "Also errors at fewer training images: 'auto', or numbers such as 500,1000.")
 flags.DEFINE_bool("spectrum", False, "Also all eigenvalues of the Gram matrix: a whole matrix in memory, 4 N^3 / 3.")
+flags.DEFINE_enum(
+    "solver",
+    "auto",
+    ["auto", "cholesky", "cg"],
+    "cg: conjugate gradients; auto: where a Cholesky factor's memory lacks.",
+)
+flags.DEFINE_float("memory", None, "GB that conjugate gradients may take; by default most of what is available.")
 flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers factorise in their memory.")
 shared_flags.define_csv_dir()
 flags.DEFINE_bool("overwrite", False, "Replace a result with other settings.")
@@ -101,19 +111,53 @@ def _why_again(there: Result, request: Request, files: ResultFiles, description:
 def _solve(run: RunDirectory, request: Request, files: ResultFiles, seen: bytes | None) -> Result:
     """The request's result, after checks of what can fail before hours of work."""
     files.check_writable()
+    _check_solver_flags()
     for needed_run in (run, *([] if request.nngp is None else [request.nngp])):
         needed_run.check_complete()
         needed_run.check_data()
     with contextlib.nullcontext() if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder) as cluster:
         client = None if cluster is None else cluster.client
-        needed = check_memory(StoredGram(run), request.N_train, client)
-        where = "of memory" if client is None else "of the cluster's memory"
-        print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
+        iterative = _iterative(run, request)
+        if iterative is None:
+            needed = check_memory(StoredGram(run), request.N_train, client)
+            where = "of memory" if client is None else "of the cluster's memory"
+            print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
         if request.nngp is not None:
-            ensemble.check_memory(StoredGram(run), request.N_train, on_cluster=client is not None)
+            has_no_factor = client is not None or iterative is not None
+            ensemble.check_memory(StoredGram(run), request.N_train, on_cluster=has_no_factor)
         if request.spectrum:
             spectrum.check_memory(request.N_train)
-        return classify(run, request, files, cli.command(), functools.partial(print, flush=True), client, seen)
+        return classify(
+            run, request, files, cli.command(), functools.partial(print, flush=True), client, seen, iterative
+        )
+
+
+def _check_solver_flags() -> None:
+    if FLAGS.memory is not None and not 0 < FLAGS.memory < math.inf:
+        raise UserError(f"--memory is {FLAGS.memory}; expected GB above 0, such as 4.")
+    if FLAGS.scheduler is not None and (FLAGS.solver == "cg" or FLAGS.memory is not None):
+        raise UserError("--scheduler is for the Cholesky factorisation: leave --solver=cg and --memory out.")
+    if FLAGS.solver == "cholesky" and FLAGS.memory is not None:
+        raise UserError("--memory is for conjugate gradients: leave it out, or --solver=cholesky.")
+
+
+def _iterative(run: RunDirectory, request: Request) -> Iterative | None:
+    """How to solve by conjugate gradients where that is asked for or a factor's memory lacks; None: by a factor."""
+    if FLAGS.scheduler is not None:
+        return None
+    limit = math.inf if FLAGS.memory is None else 1e9 * FLAGS.memory
+    gram, N = StoredGram(run), request.N_train
+    if FLAGS.solver == "cholesky" or (FLAGS.solver == "auto" and has_memory(gram, N, limit)):
+        return None
+    iterative = Iterative(None if FLAGS.memory is None else int(limit), lambda name: KeptState(run, name))
+    rank, room = iterative.plan(gram, N, run.description().n_classes)
+    needed, there = n_bytes(N, gram.n_max, gram.N) / 1e9, min(limit, memory.available()) / 1e9
+    print(
+        f"{run.name}: solving for {N:,} images by conjugate gradients; a factor takes {needed:.2f} GB of memory, "
+        f"{there:.2f} GB are there. Rank {rank:,} takes {16e-9 * N * rank:.2f} GB, {room / 1e9:.2f} GB are for tiles.",
+        flush=True,
+    )
+    return iterative
 
 
 def _nngp_run(run: RunDirectory) -> RunDirectory:

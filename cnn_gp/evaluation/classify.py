@@ -14,6 +14,7 @@ from ..provenance import software
 from ..regression import ensemble, spectrum
 from ..regression.cholesky import n_operations
 from ..regression.gram_matrix import KernelMatrix
+from ..regression.iterative import Iterative, IterativeFactor
 from ..regression.learning_curve import learning_curve
 from ..regression.leave_one_out import leave_one_out
 from ..regression.memory_needs import has_memory
@@ -115,6 +116,7 @@ def classify(
     say: Say = print,
     client: "Client | None" = None,
     seen: bytes | None = None,
+    iterative: Iterative | None = None,
 ) -> Result:
     """
     Solve, predict, and write the result: where none is there, the errors as soon as they are known, then all of it.
@@ -122,6 +124,7 @@ def classify(
     :param command: that is recorded with the result.
     :param say: called with lines of text on the way.
     :param client: of a Dask cluster that factorises.
+    :param iterative: to solve by conjugate gradients in place of a factorisation.
     :param seen: ``files.content()`` of a result that is to be replaced; it stays until the new one is whole.
     :return: the result, as it is written.
     :raises UserError: where the run can't be read or solved, a file can't be written, or another program has
@@ -132,7 +135,7 @@ def classify(
     Y = targets(train_labels, description.n_classes)
     vali_labels = validation_labels(labels, request.N_train)[: request.N_vali]
     test_labels = labels["Yt"][: request.N_test]
-    solution, means, tried = _best(run, Y, request, vali_labels, say, client)
+    solution, means, tried = _best(run, Y, request, vali_labels, say, client, iterative)
     if not np.isfinite(solution.alpha).all():
         raise UserError(
             f"The solution for {run.name} has numbers that aren't finite, and isn't written: give a larger --jitter."
@@ -169,6 +172,7 @@ def classify(
         times={"kernel": sum(part.get("seconds", 0.0) for part in parts), **solution.times},
         kernel_computed_by=_computers(parts),
         extras=(),
+        **_of_iterative(solution),
         peak_memory_bytes=_peak_memory(),
     )
     arrays = {
@@ -186,6 +190,26 @@ def classify(
         times = {**result.times, "extras": time.perf_counter() - start}
         result = replace(result, times=times, extras=request.extras, peak_memory_bytes=_peak_memory())
     return files.parse(files.write(result, arrays, seen))
+
+
+def _of_iterative(solution: Solution) -> dict[str, Any]:
+    """What a result records of conjugate gradients; nothing of a factorisation."""
+    if not isinstance(solution.factor, IterativeFactor):
+        return {}
+    return {
+        "solver": "cg",
+        "preconditioner_rank": solution.factor.rank,
+        "iterations": solution.factor.iterations,
+        "log_marginal_likelihood_standard_error": solution.log_marginal_likelihood_error,
+    }
+
+
+def _seconds(solution: Solution, n_right_sides: int, n_factor_operations: float) -> str:
+    """About how long further right sides take, or with a factor so many operations."""
+    N, n_columns = solution.alpha.shape
+    if isinstance(solution.factor, IterativeFactor):
+        return duration(n_right_sides / n_columns * solution.times["solve"])
+    return duration(n_factor_operations / n_operations(N) * solution.times["factorise"])
 
 
 def _computers(parts: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ...]:
@@ -224,8 +248,7 @@ def _with_extras(
             if request.nngp is None
             else ("Variances of the trained ensemble", ensemble.n_operations)
         )
-        ratio = count(len(Y), n_images) / n_operations(len(Y))
-        say(f"{kind} of {n_images:,} images: about {duration(ratio * solution.times['factorise'])}.")
+        say(f"{kind} of {n_images:,} images: about {_seconds(solution, n_images, count(len(Y), n_images))}.")
         for name, kernel in _kernels(run, len(Y)).items():
             n_rows = len(arrays[name])
             if request.nngp is None:
@@ -238,6 +261,8 @@ def _with_extras(
             result = replace(result, nngp_fingerprint=request.nngp.description().fingerprint)
         result = replace(result, scores=SetScores(_scores("vali", s, arrays), _scores("test", s, arrays)))
     if request.leave_one_out:
+        if isinstance(solution.factor, IterativeFactor):
+            say(f"Leave-one-out of {len(Y):,} images: about {_seconds(solution, len(Y), 0)}.")
         left_out = leave_one_out(solution, Y)
         error = error_percent(left_out.means, run.labels()["Y"][: len(Y)])
         result = replace(result, leave_one_out=LeaveOneOutScores(error, left_out.log_predictive_density(Y, s)))
@@ -268,16 +293,17 @@ def _best(
     vali_labels: np.ndarray,
     say: Say,
     client: "Client | None",
+    iterative: Iterative | None,
 ) -> tuple[Solution, Predictions, list[NoiseTried]]:
     """The solution and means of the noise with the smallest validation error, the first of them; and all errors."""
     Kxx, Kxvx, Kxtx = StoredGram(run), StoredKernel(run, "Kxvx"), StoredKernel(run, "Kxtx")
     best: tuple[Solution, Predictions] | None = None
     tried: list[NoiseTried] = []
     for noise in request.noises:
-        if best is not None and not has_memory(Kxx, len(Y)):
+        if best is not None and (iterative is not None or not has_memory(Kxx, len(Y))):
             # For two factors, that is.
             best[0].factor.make_room(run.folder)
-        solution = solve(Kxx, Y, request.jitter, noise, say, client, images=lambda: run.images()["X"])
+        solution = solve(Kxx, Y, request.jitter, noise, say, client, lambda: run.images()["X"], iterative)
         start = time.perf_counter()
         means = predict(solution, Kxvx, Kxtx, len(vali_labels), request.N_test)
         solution.times["predict"] = time.perf_counter() - start

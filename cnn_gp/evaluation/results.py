@@ -111,6 +111,11 @@ class Result:
     process's or the trained ensemble's), "leave_one_out", "learning_curve" and "spectrum".
     """
     peak_memory_bytes: int
+    solver: str = "cholesky"
+    """Or "cg": conjugate gradients. Then the log marginal likelihood is an estimate."""
+    preconditioner_rank: int | None = None
+    iterations: int | None = None
+    log_marginal_likelihood_standard_error: float | None = None
     learning_curve: tuple[Point, ...] | None = None
     scores: SetScores | None = None
     leave_one_out: LeaveOneOutScores | None = None

@@ -102,6 +102,8 @@ FLAGS = {
         "leave_one_out": usually("true"),
         "learning_curve": usually("auto", "10,20", "31"),
         "spectrum": usually("true"),
+        "solver": usually("cg", "cholesky"),
+        "memory": usually("1", "1e-6"),
         "scheduler": usually("nonsense"),
         "csv_dir": usually("again", "notes.txt", "/proc/nowhere"),
         "overwrite": usually("true"),

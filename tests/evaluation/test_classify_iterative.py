@@ -1,0 +1,43 @@
+"""Stage 2 by conjugate gradients that is stopped and begun again."""
+
+import numpy as np
+import pytest
+
+from cnn_gp.evaluation.classify import Request, classify
+from cnn_gp.evaluation.result_files import ResultFiles
+from cnn_gp.regression import conjugate_gradients
+from cnn_gp.regression.iterative import Iterative
+from cnn_gp.store.kept_state import KeptState
+from helpers.small_runs import complete, make_data
+
+
+def alpha(run, folder, noises=(1e-3, 1e-2)):
+    files = ResultFiles(folder, "small")
+    iterative = Iterative(kept=lambda name: KeptState(run, name))
+    request = Request(120, 9, 7, noises=noises)
+    return files.read_arrays(classify(run, request, files, "none", lambda text: None, iterative=iterative))["alpha"]
+
+
+def test_a_solve_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    run = complete(tmp_path, make_data(120), n_max=16)
+    whole = alpha(run, tmp_path / "whole")
+    real, count = conjugate_gradients._step, [0]
+
+    def stop(*arguments):
+        count[0] += 1
+        if count[0] == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(conjugate_gradients, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        alpha(run, tmp_path / "stopped")
+    (left,) = run.folder.glob("*.state.npz")
+    assert left.name == "solve_120_0_0.001.state.npz"
+    # A solve with another noise neither takes it up nor removes it.
+    count[0] = 100
+    alpha(run, tmp_path / "other", (1e-1,))
+    assert left.exists()
+    count[0] = 100
+    np.testing.assert_array_equal(alpha(run, tmp_path / "stopped"), whole)
+    assert not left.exists()
