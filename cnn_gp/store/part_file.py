@@ -8,6 +8,7 @@ HDF5's Fletcher-32 checksum for programs that read the file without its seal (:m
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -45,6 +46,27 @@ def from_bytes(content: bytes, row: TileRow, selection: tuple[slice, ...] = ()) 
             entries, diagonal = file[f"{row.start}/entries"], file[f"{row.start}/variances"]
             if (entries.shape, diagonal.shape) != (row.shape, row.shape[:1]):
                 raise Damaged("its shape is wrong")
-            return entries[selection], diagonal[()]
+            there = entries[selection] if selection else _whole(content, entries)
+            return there, diagonal[()]
     except (OSError, KeyError, RuntimeError) as error:
         raise Damaged(f"HDF5 can't read it: {' '.join(str(error).split())}") from error
+
+
+def _whole(content: bytes, entries: h5py.Dataset) -> np.ndarray:
+    """All entries, several times faster than by HDF5, whose checksums the seal makes needless."""
+    tiles: list[Any] = []
+    if entries.chunks is not None and entries.compression is None and not entries.shuffle:
+        entries.id.chunk_iter(tiles.append)
+    height, width = entries.chunks or (1, 1)
+    n_rows, n_columns = entries.shape
+    n_bytes = height * width * entries.dtype.itemsize
+    last = max((tile.byte_offset for tile in tiles), default=0) + n_bytes
+    # Tiles may be left out of a file that another program wrote; HDF5 knows what they hold.
+    if len(tiles) != -(-n_rows // height) * -(-n_columns // width) or last > len(content):
+        return entries[()]
+    whole = np.empty(entries.shape, entries.dtype)
+    for tile in tiles:
+        top, left = tile.chunk_offset
+        stored = np.frombuffer(content, entries.dtype, height * width, tile.byte_offset).reshape(height, width)
+        whole[top : top + height, left : left + width] = stored[: n_rows - top, : n_columns - left]
+    return whole
