@@ -29,6 +29,18 @@ def test_nothing_where_it_is_silent(capsys, monkeypatch, terminal):
     assert capsys.readouterr().err != ""
 
 
+def test_a_total_that_is_estimated_anew_and_a_note(capsys, monkeypatch):
+    monkeypatch.setattr(Progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    with Progress(1000, "iterations") as progress:
+        progress.total = 20
+        progress(10, "residual 1.0e-03")
+        monkeypatch.setattr("time.monotonic", lambda: progress._first[0] + 4.0)
+        progress(5, "residual 1.0e-05")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == " 50.0%  10 of 20 iterations, residual 1.0e-03"
+    assert second == " 75.0%  15 of 20 iterations, 1.2 per second, 4 s left, residual 1.0e-05"
+
+
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Progress(1000, "entries") as progress:
