@@ -147,6 +147,8 @@ def solve(
 
     (factor, found, refinements), jitter = _climb_jitter_ladder(solved_at, jitter, N, say, images)
     with _timed(times, "spectrum"):
+        # Without a factor the log determinant takes products too.
+        log_marginal_likelihoods = _log_marginal_likelihoods(Y, found.alpha, factor)
         extremes = factor.extreme_eigenvalues() if isinstance(factor, IterativeFactor) else extreme_eigenvalues(factor)
     return Solution(
         alpha=found.alpha,
@@ -155,7 +157,7 @@ def solve(
         jitter=jitter,
         noise=noise,
         mean_diagonal=mean_diagonal,
-        log_marginal_likelihoods=_log_marginal_likelihoods(Y, found.alpha, factor),
+        log_marginal_likelihoods=log_marginal_likelihoods,
         relative_residual=found.error / (float(np.linalg.norm(Y)) or 1.0),
         refinements=refinements,
         extreme_eigenvalues=extremes,
