@@ -15,14 +15,11 @@ from scipy.linalg import eigh, qr, solve_triangular
 from ..progress import Progress
 from .tile_products import TileProducts
 
-#: Passes over the tiles for all pivots, about.
-_PASSES = 10
+#: Passes over the tiles for all pivots, about; and at most, where few proposals are accepted.
+_PASSES, _MOST_PASSES = 10, 40
 
 #: The approximation ends where this share of the trace is left: float32's rounding of the entries is all there is.
 _ROUNDING = 1e-9
-
-#: Proposals in a row of which less than this share is accepted: little is left to be found.
-_FEW = 0.02
 
 
 def default_rank(N: int, n_columns: int, limit: float) -> int:
@@ -40,7 +37,7 @@ def randomly_pivoted_cholesky(
     """
     F [n, at most rank], float64, with F F^T near the leading n rows and columns; the same for the same seed.
 
-    The rank is smaller where rounding is all that is left.
+    The rank is smaller where rounding is all that is left, or many passes haven't found as many pivots.
 
     :param greedy: pivoted Cholesky in place of it, for comparison: the largest diagonals are proposed, and all accepted
         that are left above half of the largest.
@@ -52,7 +49,9 @@ def randomly_pivoted_cholesky(
     done = 0
     at_a_time = max(1, -(-rank // _PASSES))
     with Progress(rank, "columns of the preconditioner") as progress:
-        while done < rank and left.sum() > _ROUNDING * trace:
+        for _ in range(_MOST_PASSES):
+            if done == rank or left.sum() <= _ROUNDING * trace:
+                break
             b = min(at_a_time, rank - done)
             proposed = np.argsort(-left)[:b] if greedy else rng.choice(n, b, p=left / left.sum())
             proposed, first = np.unique(proposed, return_index=True)
@@ -66,7 +65,7 @@ def randomly_pivoted_cholesky(
             left[proposed[accepted]] = 0
             done += len(accepted)
             progress(len(accepted))
-            if len(accepted) < _FEW * b:
+            if len(accepted) == 0:
                 break
     return F[:, :done]
 

@@ -124,6 +124,13 @@ def test_the_rank_ends_where_nothing_is_left():
     assert randomly_pivoted_cholesky(of_tiles, 60, 30).shape[1] == 5
 
 
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_pass_that_finds_few_pivots_is_not_the_last(greedy):
+    # After the first pivot a thousandth is left of all diagonals: the other 59 proposals of its pass are rejected.
+    of_tiles = TileProducts(ArrayGram(1 + 1e-3 * np.eye(1200), 200), 1200, 1e9)
+    assert randomly_pivoted_cholesky(of_tiles, 1200, 600, greedy=greedy).shape[1] > 500
+
+
 def test_the_inverse_root_and_the_determinant(run, rng):
     F = randomly_pivoted_cholesky(products(run), N, 40)
     trace = float(products(run).diagonal().sum())
