@@ -408,12 +408,18 @@ class RunDirectory:
         return [self._read_part_seal(part).about["provenance"] for part in parts]
 
     def delete_parts(self) -> None:
-        """Delete the view, then the parts. The description, labels and images stay: predictions need these."""
+        """
+        Delete the view, then the parts, and what a solve that was never finished has kept (:mod:`.kept_state`).
+
+        The description, labels and images stay: predictions need these.
+        """
         # First, so that no worker that was forgotten puts a part back.
         self._record = self._read_record().renew(self._record_path)
         view.delete(self.view_path)
         for part in self.description().tiling.parts():
             remove(self._part_path(part))
+        for path in self.folder.glob("solve_*.state.npz"):
+            remove(path)
         with contextlib.suppress(OSError):
             self.claims_folder.rmdir()
 

@@ -11,6 +11,7 @@ import pytest
 from cnn_gp.errors import UserError
 from cnn_gp.store import atomic
 from cnn_gp.store.description import Description
+from cnn_gp.store.kept_state import KeptState
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.sealed import read_sealed, seal
 from helpers.small_runs import NumpyEngine, begin, complete, compute, make_data, make_description
@@ -267,6 +268,7 @@ def test_the_images_of_each_set_in_the_runs_precision(tmp_path):
 def test_delete_parts_keeps_the_description_and_the_images(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
+    KeptState(run, "solve_30_0").save({"x": np.zeros(3)})
     run.delete_parts()
     assert {path.name for path in run.folder.glob("*.*")} == {"run.jsonl", "images.h5"}
     assert not run.view_path.exists()
