@@ -14,6 +14,7 @@ import shutil
 import numpy as np
 import pytest
 
+from cnn_gp.store.run_directory import RunDirectory
 from helpers.forked import run_forked
 from helpers.small_matrices import matrices
 
@@ -230,7 +231,27 @@ def claims(workdir, rng):
     return f"{kind} {content if kind == 'content' else ''}"
 
 
+def rows_put_aside(workdir, rng):
+    """Half a row that a killed worker put aside, damaged; its part isn't there."""
+    run = RunDirectory(workdir, "convnet_gp")
+    parts = [part for part in run.description().tiling.parts() if part.rows[0].matrix == "Kxx"]
+    stored = {row.start: entries for row, entries in run.read_rows("Kxx")}
+    kept = rng.sample(parts, 2)
+    for part in kept:
+        (row,) = part.rows
+        entries = stored[row.start].copy()
+        entries[:, row.n_columns // 2 :] = np.nan
+        run.keep_row(part, row, entries, None, "fused", 1.0)
+        run.discard(part.name)
+    path, other = (run.folder / f"{part.name}.row_{part.rows[0].start}.npz" for part in kept)
+    return damage(path, [other], rng)
+
+
 # The cases -----------------------------------------------------------------------------------------------------------
+
+
+#: Files that aren't there in a finished run.
+MADE = {"claim": claims, "rows put aside": rows_put_aside}
 
 
 @pytest.mark.kills
@@ -242,9 +263,9 @@ def test_right_numbers_or_one_line(whole, tmp_path, shard):
         rng = random.Random(case)
         workdir = tmp_path / str(case)
         shutil.copytree(whole, workdir)
-        kind = rng.choice([*KINDS, "claim"])
-        if kind == "claim":
-            done, consumer, name = claims(workdir, rng), rng.choice([save, status]), "claim"
+        kind = rng.choice([*KINDS, *MADE])
+        if kind in MADE:
+            done, consumer, name = MADE[kind](workdir, rng), rng.choice([save, status]), kind
         else:
             pattern, consumers = KINDS[kind]
             files = sorted(workdir.glob(pattern))
