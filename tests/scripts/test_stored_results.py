@@ -123,7 +123,8 @@ RUNS = [path for path in sorted((ROOT / "results").rglob("*.json")) if path.pare
 def test_every_result_is_read_and_written_back(path):
     result = ResultFiles(path.parent, path.stem).read()
     assert result.run == path.stem
-    assert json.loads(result.to_json()) == json.loads(path.read_text())
+    # Those of before conjugate gradients don't say which solver it was.
+    assert json.loads(result.to_json()) == {"solver": "cholesky", **json.loads(path.read_text())}
     # The search's are in one file of their own.
     if result.model != "random":
         assert result.to_csv().encode() == path.with_suffix(".csv").read_bytes()
