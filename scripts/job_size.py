@@ -14,7 +14,7 @@ from absl import flags
 
 from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
-from cnn_gp.engines.choice import Choice, choose_engine, make_engine
+from cnn_gp.engines.choice import choose_engine, make_engine, work_per_entry
 from cnn_gp.errors import ShrunkMapError
 from cnn_gp.kernels.architectures import build_kernel, run_name
 from cnn_gp.progress import duration
@@ -54,7 +54,7 @@ def main() -> None:
             continue
         with cli.without_startup_messages():
             choice = choose_engine("auto", kernel, n_gpus=FLAGS.n_gpus)
-            estimate = _seconds_per_unit(choice.name, kernel, data) * _work(choice, kernel) * tiling.entries
+            estimate = _seconds_per_unit(choice.name, kernel, data) * work_per_entry(choice, kernel) * tiling.entries
         of_pools = f" of {kernel.n_displacements:,} displacements" if kernel.n_displacements > 1 else ""
         print(
             f"  {name:16} {kernel.n_covariances:7,} covariances{of_pools} per entry, about {duration(estimate)}",
@@ -66,15 +66,6 @@ def main() -> None:
         f"in all {n_runs} runs, {n_runs * tiling.entries:,} kernel entries, {n_runs * gigabytes:.3f} GB if all tiles "
         f"are kept, about {duration(seconds)} of kernel time and some seconds a run for compiling"
     )
-
-
-def _work(choice: Choice, kernel: "NetworkKernel") -> int:
-    """What an entry's time is proportional to: the fused engine's maps at displacements are smaller than the whole."""
-    if choice.program is None:
-        return kernel.n_covariances
-    from cnn_gp.engines.fused.engine import positions_per_entry
-
-    return positions_per_entry(choice.program)
 
 
 def _seconds_per_unit(engine: str, kernel: "NetworkKernel", data: datasets.Dataset) -> float:
@@ -109,7 +100,7 @@ def _measured(engine_name: str, ntk: bool, pooled: bool, data: datasets.Dataset)
     engine.matrix(X, X)
     start = time.perf_counter()
     engine.matrix(X, X)
-    work = _work(choose_engine(engine_name, kernel, n_gpus=FLAGS.n_gpus), kernel)
+    work = work_per_entry(choose_engine(engine_name, kernel, n_gpus=FLAGS.n_gpus), kernel)
     return (time.perf_counter() - start) / (n_images**2 * work)
 
 

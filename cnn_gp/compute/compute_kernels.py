@@ -12,7 +12,7 @@ from ..cli import without_startup_messages
 from ..cluster import connect
 from ..data import datasets
 from ..data.datasets import Dataset
-from ..engines.choice import Choice, choose_engine, engine_on_device
+from ..engines.choice import Choice, choose_engine, engine_on_device, work_per_entry
 from ..errors import UserError
 from ..kernels.architectures import MODELS, Pool, build_kernel, checked_architecture, run_name
 from ..store.description import Description
@@ -176,7 +176,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         default_batch_size(kernel, request.n_gpus)
     run.begin(description, data)
     if kernel.n_displacements > 1:
-        say(_cost_of_pools(kernel, request.build_kernel(data.image_shape, with_pool=False)))
+        say(_cost_of_pools(request, kernel, choice, data.image_shape))
     _prepare(run, request, data, choice, say)
     make_engine = functools.partial(
         engine_on_device,
@@ -199,12 +199,15 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     return run
 
 
-def _cost_of_pools(kernel: "NetworkKernel", without: "NetworkKernel") -> str:
+def _cost_of_pools(request: Request, kernel: "NetworkKernel", choice: Choice, image_shape: Sequence[int]) -> str:
     """What average pooling costs, in words."""
-    cost = f"Average pooling needs {kernel.n_displacements:,} displacements between the images' pixels: an entry takes "
-    cost += f"{kernel.n_covariances:,} covariances"
-    ratio = kernel.n_covariances / without.n_covariances
-    return f"{cost}, {ratio:,.0f} times as many as without --pool." if ratio > 1 else f"{cost}."
+    cost = f"Average pooling needs {kernel.n_displacements:,} displacements between the images' pixels"
+    if request.pool is None:
+        return f"{cost}."
+    plain = request.build_kernel(image_shape, with_pool=False)
+    of_plain = choose_engine(request.engine, plain, n_gpus=request.n_gpus, float_type=request.float_type)
+    ratio = work_per_entry(choice, kernel) / work_per_entry(of_plain, plain)
+    return f"{cost}: an entry takes about {ratio:,.0f} times as long as without --pool."
 
 
 def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice, say: Say) -> None:

@@ -7,6 +7,7 @@ from ..errors import UserError
 from .engine import Engine
 
 if TYPE_CHECKING:
+    from ..kernels.network_kernel import NetworkKernel
     from ..kernels.nngp import NNGPKernel
     from .fused.program import Program
 
@@ -48,6 +49,19 @@ def choose_engine(name: str, kernel: "NNGPKernel", *, n_gpus: int = 0, float_typ
         if name == "fused":
             raise
         return Choice("tensorflow", reason=error.reason)
+
+
+def work_per_entry(choice: Choice, kernel: "NetworkKernel") -> int:
+    """
+    What an entry's time is proportional to, in the engine that computes the kernel.
+
+    The fused engine's maps at displacements are smaller than the whole map, which the tensorflow engine computes.
+    """
+    if choice.program is None:
+        return kernel.n_covariances
+    from .fused.engine import positions_per_entry
+
+    return positions_per_entry(choice.program)
 
 
 def engine_on_device(
