@@ -30,7 +30,7 @@ lint: $(STAMP)  ## style, types, and which package may import which
 	$(VENV)/bin/lint-imports
 
 test: lint  ## lint, then the tests: 6 minutes
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m 'not kills'
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m 'not long'
 
-test-faults: $(STAMP)  ## the long tests: processes killed, files damaged, flags and files as a fuzzer gives them
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m kills
+test-faults: $(STAMP)  ## the long tests: processes killed, files damaged, flags as a fuzzer gives them, the docs' commands
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m long

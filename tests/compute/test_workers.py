@@ -187,7 +187,7 @@ def test_killed_once_and_resumed_is_byte_equal(tmp_path, whole):
     kill_and_resume(tmp_path, whole, n_parts=5)
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_killed_at_twenty_random_moments_and_resumed_is_byte_equal(tmp_path, whole):
     moments = random.Random(0)
     for i in range(20):
@@ -406,7 +406,7 @@ def _arrays(file):
         return {f"{row}/{kind}": part[row][kind][()].tobytes() for row in part for kind in part[row]}
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_the_real_engine_killed_at_three_random_moments_is_byte_equal(tmp_path):
     assert real(tmp_path / "whole").wait() == 0
     moments = random.Random(1)

@@ -34,6 +34,7 @@ NOT_RUN = {
     ("docs/reproduction.md", "python scripts/plot_convergence.py"): "half an hour; tests/report runs it small",
     ("benchmarks/README.md", "python benchmarks/kernel_entries.py"): "times for minutes what other tests run",
     ("benchmarks/README.md", "python3.11 -m venv"): "downloads from a package index",
+    ("benchmarks/README.md", "python benchmarks/conjugate_gradients.py"): "needs a stored run of 8,000 images",
     ("benchmarks/README.md", "python benchmarks/accuracy.py"): "minutes; tests/engines compares the same numbers",
 }
 
@@ -74,7 +75,18 @@ def checkout(tmp_path_factory):
     return Checkout(tmp_path_factory.mktemp("checkout"))
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(why_not(d, block) is None for block in blocks(d))])
+#: The pages whose commands take longest.
+LONG = ("docs/usage.md", "docs/running.md")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(d, marks=pytest.mark.long if d in LONG else ())
+        for d in DOCUMENTS
+        if any(why_not(d, block) is None for block in blocks(d))
+    ],
+)
 def test_every_block_runs(document, checkout, monkeypatch, request):
     monkeypatch.chdir(checkout.folder)
     to_run = [block for block in blocks(document) if why_not(document, block) is None]

@@ -257,7 +257,7 @@ def check_right(script, flags, workdir, n_images):
         assert all(np.isfinite(float(value)) for line in lines for value in line.values())
 
 
-@pytest.mark.kills
+@pytest.mark.long
 @pytest.mark.parametrize("script", FLAGS)
 def test_right_or_one_line(whole, script):
     outcomes = collections.Counter()

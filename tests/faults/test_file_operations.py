@@ -80,7 +80,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.kills
+@pytest.mark.long
 @pytest.mark.parametrize("state", [fresh, resumed, without_a_view, to_be_verified])
 def test_killed_before_each_operation_and_started_again(whole, tmp_path, state):
     flags = ["--verify"] if state is to_be_verified else []
@@ -102,7 +102,7 @@ def test_killed_before_each_operation_and_started_again(whole, tmp_path, state):
     assert 3 < number < MANY - 1
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_an_operation_of_the_script_that_fails_is_survived_or_one_line(whole, tmp_path):
     """At every third operation the next of the errors, once or from then on; all of them at each are below."""
     faults = itertools.cycle(itertools.product([False, True], CODES))
@@ -144,7 +144,7 @@ def stage_1(workdir, verify=False):
     compute_run(job_of(run, lambda device: NumpyEngine(), claim_timeout=0.1))
 
 
-@pytest.mark.kills
+@pytest.mark.long
 @pytest.mark.parametrize("lasting", [False, True])
 @pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])
 @pytest.mark.parametrize("state", [fresh, resumed, without_a_view, to_be_verified])

@@ -254,7 +254,7 @@ def rows_put_aside(workdir, rng):
 MADE = {"claim": claims, "rows put aside": rows_put_aside}
 
 
-@pytest.mark.kills
+@pytest.mark.long
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_right_numbers_or_one_line(whole, tmp_path, shard):
     outcomes = collections.Counter()

@@ -36,7 +36,7 @@ def alone(tmp_path_factory):
     return found
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_different_kernels_begun_at_once_in_one_place_are_never_mixed(alone, tmp_path):
     rng = random.Random(0)
     with ThreadPoolExecutor(len(KERNELS)) as threads:

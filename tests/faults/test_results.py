@@ -193,14 +193,14 @@ def expected(run, tmp_path_factory):
     return see
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_killed_at_any_moment_a_first_result_is_whole(workdir, expected, tmp_path):
     seen = killed_at_every_operation(workdir, (None,) * 3, ["--variances"], expected("--variances"), tmp_path)
     # Nothing, the errors, and all.
     assert seen == [(None,) * 3, expected(), expected("--variances")]
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_killed_at_any_moment_a_result_is_replaced_or_kept(workdir, expected, tmp_path):
     assert classify(workdir, "--variances").status == 0
     flags = ["--overwrite", "--N_train=40", "--leave_one_out"]
@@ -208,7 +208,7 @@ def test_killed_at_any_moment_a_result_is_replaced_or_kept(workdir, expected, tm
     assert killed_at_every_operation(workdir, before, flags, after, tmp_path) == [before, after]
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_whichever_operation_fails_the_result_is_whole_and_one_line_says_so(workdir, expected, tmp_path):
     assert classify(workdir, "--leave_one_out").status == 0
     before, after = expected("--leave_one_out"), expected("--leave_one_out", "--variances")
@@ -231,7 +231,7 @@ def test_whichever_operation_fails_the_result_is_whole_and_one_line_says_so(work
     assert failed > 8
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_what_killed_predictions_and_reports_leave_is_removed_by_the_next(workdir):
     assert classify(workdir, "--variances").status == 0
     results = workdir / "results"
@@ -259,7 +259,7 @@ def test_what_killed_predictions_and_reports_leave_is_removed_by_the_next(workdi
         assert not list(workdir.rglob(".*"))
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_killed_at_any_moment_one_more_extra_loses_none(workdir, expected, tmp_path):
     had = ["--leave_one_out", "--learning_curve=20,60"]
     assert classify(workdir, *had).status == 0

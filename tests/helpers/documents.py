@@ -1,5 +1,6 @@
 """The Markdown documents, their fenced blocks and their flags."""
 
+import os
 import re
 import subprocess
 import sys
@@ -56,11 +57,15 @@ def blocks(document: str) -> list[Block]:
 
 def flags_of(script: Path) -> set[str]:
     """The names of the flags that a script takes, absl's own left out."""
-    if script.parent.name == "benchmarks":
+    text = script.read_text()
+    if script.parent.name == "benchmarks" and "shared_flags" not in text:
         # They define all their flags themselves, and take seconds to import.
-        return set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', script.read_text()))
+        return set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', text))
     command = [sys.executable, "-c", _NAME_FLAGS, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=True)
+    # Beside it, where a script finds its own modules.
+    path = os.pathsep.join([str(script.parent), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
+    environment = {**ENVIRONMENT, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=True)
     return set(done.stdout.split())
 
 
