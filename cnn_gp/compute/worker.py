@@ -17,7 +17,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..provenance import software
-from ..store.run_directory import ROW_IMAGES, NonFiniteError, RunDirectory
+from ..store.non_finite import NonFiniteError
+from ..store.run_directory import ROW_IMAGES, RunDirectory
 from ..store.tiling import Part, TileRow
 from .claims import HEARTBEAT, TIMEOUT, Claims
 

@@ -17,22 +17,21 @@ written, in this place, for this run.
 
 import base64
 import contextlib
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from ..data.datasets import Dataset
 from ..errors import UserError
-from . import part_file, upgrade, view
+from . import image_file, part_file, row_file, upgrade, view
 from .atomic import check_writable, remove, remove_leftovers, write_atomically
 from .description import Description, differences
 from .names import checked_run_name
+from .non_finite import refuse_non_finite
 from .part_file import Row
 from .record import LABELS, Record
 from .sealed import Damaged, Seal, read_seal, read_sealed, seal
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 
 #: The images of each matrix's rows.
 ROW_IMAGES = {"Kxx": "X", "Kxvx": "Xv", "Kxtx": "Xt"}
-
-#: In the file of images.
-_WHITENED = "whitened"
 
 
 class RunDirectory:
@@ -96,16 +92,7 @@ class RunDirectory:
                 )
         # They may be left from a run that was begun and deleted.
         if self._defect_of_images() is not None:
-            content = io.BytesIO()
-            with h5py.File(content, "w", libver="latest") as file:
-                images = {"X": data.X, "Xv": data.Xv, "Xt": data.Xt}
-                for name, values in images.items():
-                    file.create_dataset(name, data=values, chunks=True)
-                zca = _whitening(description, data.X)
-                if zca is not None:
-                    for name, values in images.items():
-                        file.create_dataset(f"{_WHITENED}/{name}", data=zca.transform(values), chunks=True)
-            self._write(self._images_path, content.getvalue())
+            self._write(self._images_path, image_file.to_bytes(description, data))
         if is_old:
             upgrade.seal_parts(self.folder, description)
 
@@ -119,7 +106,7 @@ class RunDirectory:
         """
         for row, (entries, diagonal) in zip(part.rows, rows, strict=True):
             assert entries.shape == row.shape and diagonal.shape == (row.shape[0],)
-            _refuse_non_finite(row, entries, diagonal)
+            refuse_non_finite(row, entries, diagonal)
         diagonals = {
             str(row.start): base64.b64encode(diagonal.tobytes()).decode()
             for row, (_, diagonal) in zip(part.rows, rows, strict=True)
@@ -145,19 +132,10 @@ class RunDirectory:
         :param engine: that computed them.
         :param seconds: the time that the row has taken so far.
         """
-        content = io.BytesIO()
-        if diagonal is None:
-            there = ~np.isnan(entries)
-            np.savez(content, entries=entries)
-        else:
-            _refuse_non_finite(row, entries, diagonal)
-            there = np.ones(row.shape, bool)
-            np.savez(content, entries=entries, variances=diagonal)
-        if row.matrix == "Kxx":
-            # Below the diagonal it only mirrors.
-            there[np.tril_indices(row.shape[0], -1)] = False
-        about = {"entries": int(there.sum()), "seconds": seconds, "engine": engine}
-        self._write(self._row_path(part, row), content.getvalue(), about)
+        if diagonal is not None:
+            refuse_non_finite(row, entries, diagonal)
+        about = {"entries": row_file.n_entries(row, entries), "seconds": seconds, "engine": engine}
+        self._write(self._row_path(part, row), row_file.to_bytes(entries, diagonal), about)
 
     def kept_row(self, part: Part, row: TileRow, engine: str) -> tuple[np.ndarray, np.ndarray | None] | None:
         """What :meth:`keep_row` put aside for an engine; None where there is nothing, or nothing whole."""
@@ -166,8 +144,7 @@ class RunDirectory:
             content, found = read_sealed(path, self.description().fingerprint)
             if found.about.get("engine") != engine:
                 return None
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                return file["entries"], file.get("variances")
+            return row_file.from_bytes(content)
         except (FileNotFoundError, Damaged):
             return None
         except OSError as error:
@@ -296,8 +273,7 @@ class RunDirectory:
 
         :raises UserError: where they aren't there, or can't be read.
         """
-        folder = f"{_WHITENED}/" if "zca" in self.description().preprocessing else ""
-        images = self._stored_images(folder)
+        images = self._stored_images(whitened="zca" in self.description().preprocessing)
         return {name: values.astype(self.description().float_type) for name, values in images.items()}
 
     def raw_images(self) -> dict[str, np.ndarray]:
@@ -307,7 +283,7 @@ class RunDirectory:
     def whitening(self) -> "ZCA | None":
         """What new images have to be transformed by, or None. :raises UserError: as :meth:`images`."""
         description = self.description()
-        return _whitening(description, self.raw_images()["X"]) if description.preprocessing else None
+        return image_file.whitening(description, self.raw_images()["X"]) if description.preprocessing else None
 
     def check_complete(self) -> None:
         """:raises UserError: where parts are missing or unusable; it lists them."""
@@ -466,12 +442,11 @@ class RunDirectory:
             raise _unreadable(self._images_path, error) from error
         return None
 
-    def _stored_images(self, folder: str = "") -> dict[str, np.ndarray]:
+    def _stored_images(self, *, whitened: bool = False) -> dict[str, np.ndarray]:
         remedy = "start save_kernels.py again with the same flags, which writes them again and keeps all parts"
         try:
             content, _ = read_sealed(self._images_path, self.description().fingerprint)
-            with h5py.File(io.BytesIO(content), "r") as file:
-                return {name: file[folder + name][()] for name in ("X", "Xv", "Xt")}
+            return image_file.from_bytes(content, whitened=whitened)
         except FileNotFoundError as error:
             raise UserError(f"The images of the run aren't in {self._images_path}: {remedy}.") from error
         except Damaged as error:
@@ -516,16 +491,6 @@ class RunDirectory:
         return entries, diagonal
 
 
-def _whitening(description: Description, training: np.ndarray) -> "ZCA | None":
-    """The run's, fitted to its training images [N_train, D] before whitening, float32."""
-    if "zca" not in description.preprocessing:
-        return None
-    # Only here: scikit-learn takes most of a second.
-    from ..data.preprocessing import ZCA
-
-    return ZCA(description.preprocessing["zca"]).fit(training)
-
-
 def runs_in(workdir: str | os.PathLike) -> list[str]:
     """The names of the runs in a working directory."""
     return sorted(path.parent.name for path in Path(workdir).glob("*/run.jsonl"))
@@ -540,25 +505,3 @@ def _damaged(path: Path, reason: Damaged) -> UserError:
         f"{path} can't be read ({reason}): delete this file and start save_kernels.py again with the same flags, it "
         "does only what is missing."
     )
-
-
-class NonFiniteError(UserError):
-    """An entry to be committed isn't finite: in row ``row`` and column ``column`` of ``matrix``."""
-
-    def __init__(self, matrix: str, row: int, column: int, where: str = "") -> None:
-        self.matrix, self.row, self.column, self._where = matrix, row, column, where
-        super().__init__(
-            f"{matrix} has a non-finite entry at row {row}, column {column}{where}; nothing of this row of tiles was "
-            "written: look at these images, or take --float_type=float64 if it is float32."
-        )
-
-    def __reduce__(self) -> tuple[type, tuple[str, int, int, str]]:
-        # It comes back from worker processes; an exception would be made anew from its message.
-        return type(self), (self.matrix, self.row, self.column, self._where)
-
-
-def _refuse_non_finite(row: TileRow, entries: np.ndarray, diagonal: np.ndarray) -> None:
-    bad = np.argwhere(~np.isfinite(entries))
-    if len(bad) or not np.isfinite(diagonal).all():
-        i, j = bad[0] if len(bad) else (int(np.argmin(np.isfinite(diagonal))),) * 2
-        raise NonFiniteError(row.matrix, row.start + int(i), row.first_column + int(j))
