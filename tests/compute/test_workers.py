@@ -426,6 +426,7 @@ def test_the_real_engine_killed_at_three_random_moments_is_byte_equal(tmp_path):
         assert real_matrices(path) == real_matrices(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
     """What --n_gpus=2 does, with the CPU in the places of the GPUs."""
     from cnn_gp import build_kernel, load

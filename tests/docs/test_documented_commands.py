@@ -76,7 +76,7 @@ def checkout(tmp_path_factory):
 
 
 #: The pages whose commands take longest.
-LONG = ("docs/usage.md", "docs/running.md")
+LONG = ("docs/usage.md", "docs/running.md", "docs/tutorial.md", "docs/gpflow.md", "docs/estimators.md")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_starting_again_does_nothing_and_other_flags_are_refused(workdir):
     assert {path: path.stat().st_mtime_ns for path in (workdir / "convnet_gp").iterdir()} == before
 
 
+@pytest.mark.long
 def test_killed_and_resumed_is_the_same(workdir, tmp_path):
     """kill -9 once the first parts are there: what was finished stays, the rest is computed, the numbers are equal."""
     command = [sys.executable, ROOT / "scripts" / "save_kernels.py", *SMALL[:-1], "--n_max=4"]
@@ -224,6 +225,7 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path):
 EXTRA_FILES = ("predictions.npz", "learning_curve.csv")
 
 
+@pytest.mark.long
 def test_run_all_experiments(tmp_path):
     """Two seeds, one of which shrinks, and a named kernel; then again; the tiles are deleted."""
     settings = {"N_TRAIN": "40", "N_VALI": "20", "N_TEST": "20", "SEEDS": "1 12", "MODELS": "convnet_gp"}
