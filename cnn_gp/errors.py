@@ -17,6 +17,6 @@ class InputError(UserError, ValueError):
 
 
 class ShrunkMapError(UserError, ValueError):
-    """The network's map would have less than one pixel: it has no kernel (exit status 3, as in DESIGN)."""
+    """The network's map would have less than one pixel: it has no kernel (exit status 3)."""
 
     exit_status = 3

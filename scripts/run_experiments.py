@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from cnn_gp import cli, shared_flags
-from cnn_gp.errors import ShrunkMapError
+from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels.architectures import run_name
 from cnn_gp.script_process import run_script
 
@@ -29,10 +29,13 @@ shared_flags.define_devices()
 flags.DEFINE_bool("keep_tiles", True, "False deletes a run's tiles once its result is on disk and its residual small.")
 flags.DEFINE_string("extras", "", "Further flags of classify_gp.py, separated by spaces.")
 
+#: What the report's pages need: the package's [figures] extra.
+_FOR_PAGES = ("matplotlib", "jinja2")
+
 
 def main() -> None:
     """Parse the flags, say how large the job is, compute and classify each run, write the report."""
-    runs = shared_flags.runs()
+    runs, extras = shared_flags.runs(), _extras()
     if not FLAGS.n_gpus:
         _import_what_scripts_need()
     sizes = _given("N_train", "N_vali", "N_test")
@@ -51,11 +54,21 @@ def main() -> None:
             shrunk.append(name)
             continue
         keep = "--keep_tiles" if FLAGS.keep_tiles else "--nokeep_tiles"
-        _run("classify_gp", *sizes, *run, *shlex.split(FLAGS.extras), keep)
+        _run("classify_gp", *sizes, *run, *extras, keep)
     print()
     if shrunk:
         print(f"No kernel, because the network shrinks below one pixel: {' '.join(shrunk)}")
-    _run("report", f"--path={FLAGS.path}", "--figures" if find_spec("matplotlib") else "--nofigures")
+    _run("report", f"--path={FLAGS.path}", "--figures" if all(map(find_spec, _FOR_PAGES)) else "--nofigures")
+
+
+def _extras() -> list[str]:
+    """The flags in --extras. :raises UserError: where its quotes aren't closed."""
+    try:
+        return shlex.split(FLAGS.extras)
+    except ValueError as error:
+        raise UserError(
+            f"--extras is {FLAGS.extras!r} ({error}); expected flags separated by spaces, such as --variances."
+        ) from error
 
 
 def _run(script: str, *arguments: str, may_end_in: int = 0) -> int:

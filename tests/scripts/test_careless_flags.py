@@ -26,6 +26,11 @@ from helpers.small_runs import complete, make_data
             ["--path={}", "--runs=1", "--kernel=ntp"],
             "--kernel has 'ntp'; expected some of nngp, ntk",
         ),
+        (
+            "run_experiments",
+            ["--path={}", "--runs=1", "--extras='"],
+            "(No closing quotation); expected flags separated",
+        ),
         ("run_experiments", ["--path={}", "--runs=1", "--pool=5,0"], "--pool is '0'; expected none, global"),
         ("save_kernels", ["--path={}", "--shard=1/999999999"], "i from 1 to n, at most 10,000"),
         ("save_kernels", ["--path={}", "--claim_timeout=-5"], "--claim_timeout is -5.0; expected seconds"),
