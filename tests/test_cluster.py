@@ -59,7 +59,7 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     job = job_of(RunDirectory(tmp_path / "cluster", "small"), engine)
     assert compute_run(job, cluster=Cluster(client, 2))
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
-    records = RunDirectory(tmp_path / "cluster", "small").provenance()
+    records = RunDirectory(tmp_path / "cluster", "small").parts.provenance()
     assert len({record["pid"] for record in records}) == 2
 
 

@@ -214,7 +214,7 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
     """Say how large the job is, what is there already and what will compute the rest; delete damaged parts."""
     description = run.description()
     tiling, parts = description.tiling, description.tiling.parts()
-    missing, unusable = run.missing_parts(request.verify)
+    missing, unusable = run.parts.missing(request.verify)
     if request.verify:
         run.check_data()
     say(
@@ -224,7 +224,7 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
     )
     for name, reason in unusable.items():
         say(f"{name} is computed again: {reason}.")
-        run.discard(name)
+        run.parts.discard(name)
     if len(missing) < len(parts):
         say(f"{len(parts) - len(missing)} of {len(parts)} parts are there already.")
     from ..engines.tensorflow import n_gpus_seen

@@ -78,7 +78,7 @@ def compute_run(
     """
     run = RunDirectory(job.workdir, job.name)
     run.remove_leftovers()
-    missing, _ = run.missing_parts()
+    missing, _ = run.parts.missing()
     check_disk(run, missing)
     total = run.description().tiling.entries
     # Another program's parts are waited for only where they are this one's to deliver.
@@ -89,7 +89,7 @@ def compute_run(
         _worker_pools(job, devices, cluster, progress) as pools,
     ):
         _hand_out(in_order(missing, shard), own, pools, progress, in_process=in_process, say=say)
-    missing, _ = run.missing_parts()
+    missing, _ = run.parts.missing()
     if not missing:
         run.write_view()
         run.forget_claims()

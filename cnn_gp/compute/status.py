@@ -17,8 +17,8 @@ def status(run: RunDirectory, verify: bool = False) -> str:
     """
     description = run.description()
     parts = description.tiling.parts()
-    missing, reasons = run.missing_parts(verify)
-    so_far = [run.kept_so_far(part) for part in missing]
+    missing, reasons = run.parts.missing(verify)
+    so_far = [run.kept_rows.so_far(part) for part in missing]
     kept, seconds = sum(entries for entries, _ in so_far), sum(seconds for _, seconds in so_far)
     total, left = description.tiling.entries, sum(part.entries for part in missing) - kept
     lines = [
@@ -44,7 +44,7 @@ def status(run: RunDirectory, verify: bool = False) -> str:
     if missing:
         listed = ", ".join(part.name for part in missing[:8])
         lines.append("  missing: " + listed + (f" and {len(missing) - 8} more" if len(missing) > 8 else ""))
-        seconds += sum(record.get("seconds", 0.0) for record in run.provenance(done))
+        seconds += sum(record.get("seconds", 0.0) for record in run.parts.provenance(done))
         if seconds and left < total:
             rate = (total - left) / seconds
             lines.append(f"  about {duration(left / rate)} of one worker's time left")
@@ -62,7 +62,7 @@ ENGINES_DIFFER = (
 
 def parts_by_engine(run: RunDirectory, done: Sequence[Part]) -> dict[str, int]:
     """How many of the parts that are done each engine has computed."""
-    return dict(sorted(Counter(str(record.get("engine", "unknown")) for record in run.provenance(done)).items()))
+    return dict(sorted(Counter(str(record.get("engine", "unknown")) for record in run.parts.provenance(done)).items()))
 
 
 def in_words(engines: dict[str, int]) -> str:

@@ -84,7 +84,7 @@ class Worker:
         :raises NonFiniteError: where an entry isn't finite; it names the layer.
         """
         part = self._parts[name]
-        if self.run.is_done(part):
+        if self.run.parts.is_done(part):
             return Outcome(name, "there")
         # Before anything is made in a folder that may be another run's by now.
         self.run.check_still_ours()
@@ -92,7 +92,7 @@ class Worker:
             return Outcome(name, "claimed")
         try:
             # Another process may have finished it between our look and our claim.
-            if self.run.is_done(part):
+            if self.run.parts.is_done(part):
                 return Outcome(name, "there")
             return self._compute(part, progress)
         finally:
@@ -102,7 +102,7 @@ class Worker:
         if self._engine is None:
             self._engine = self._job.make_engine(self._device)
             self._images = self.run.images()
-        _, before = self.run.kept_so_far(part, self._engine.name)
+        _, before = self.run.kept_rows.so_far(part, self._engine.name)
         start = time.perf_counter()
         rows = [self._compute_row(part, row, self._engine, progress) for row in part.rows]
         seconds = before + time.perf_counter() - start
@@ -117,17 +117,19 @@ class Worker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The entries of a row of tiles, and the diagonal at its images, as far as they weren't put aside before."""
         X, training = self._images[ROW_IMAGES[row.matrix]][row.start : row.stop], self._images["X"]
-        entries, diagonal = self.run.kept_row(part, row, engine.name) or (np.full(row.shape, np.nan, X.dtype), None)
+        kept_row = self.run.kept_rows.get(part, row, engine.name)
+        entries, diagonal = kept_row or (np.full(row.shape, np.nan, X.dtype), None)
         if diagonal is not None:
             if progress is not None:
                 progress(row.entries)
             return entries, diagonal
         start = kept = time.perf_counter()
-        before = self.run.kept_so_far(replace(part, rows=(row,)), engine.name)[1]
+        before = self.run.kept_rows.so_far(replace(part, rows=(row,)), engine.name)[1]
         keeping = threading.Lock()
 
         def keep(diagonal: np.ndarray | None = None) -> None:
-            self.run.keep_row(part, row, entries.copy(), diagonal, engine.name, before + time.perf_counter() - start)
+            seconds = before + time.perf_counter() - start
+            self.run.kept_rows.keep(part, row, entries.copy(), diagonal, engine.name, seconds)
 
         def tick(n: int) -> None:
             nonlocal kept

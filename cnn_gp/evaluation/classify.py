@@ -141,7 +141,7 @@ def classify(
             f"The solution for {run.name} has numbers that aren't finite, and isn't written: give a larger --jitter."
         )
     s = output_scale(Y, solution.alpha)
-    parts = run.provenance()
+    parts = run.parts.provenance()
     result = Result(
         run=run.name,
         model=description.model,

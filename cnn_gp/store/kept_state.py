@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 
+from ..errors import UserError
 from ..npz import npz_bytes
-from .atomic import remove, write_atomically
-from .run_directory import RunDirectory
-from .sealed import Damaged, read_sealed, seal
+from .atomic import remove
+from .run_folder import RunFolder
+from .sealed import Damaged
 
 
 class KeptState:
@@ -17,22 +18,21 @@ class KeptState:
     :param name: tells the solve from others of the same run: with its size and noise.
     """
 
-    def __init__(self, run: RunDirectory, name: str) -> None:
-        self._path = run.folder / f"{name}.state.npz"
-        self._owner = run.description().fingerprint
+    def __init__(self, run: RunFolder, name: str) -> None:
+        self._run, self._path = run, run.folder / f"{name}.state.npz"
 
     def load(self) -> dict[str, np.ndarray] | None:
         """What was saved; None where there is nothing, nothing whole, or another run's or another solve's."""
         try:
-            content, _ = read_sealed(self._path, self._owner)
-        except (OSError, Damaged):
+            content, _ = self._run.read(self._path)
+        except (FileNotFoundError, UserError, Damaged):
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
     def save(self, arrays: dict[str, np.ndarray]) -> None:
         """Write it, in place of what was saved before. :raises UserError: where it can't be written."""
-        write_atomically(self._path, seal(npz_bytes(arrays), self._path.name, self._owner))
+        self._run.write(self._path, npz_bytes(arrays))
 
     def remove(self) -> None:
         """Remove the file."""

@@ -19,12 +19,12 @@ class StoredKernel:
 
     def rows(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, entries) of each row of tiles, as they were computed (float32 or float64)."""
-        for row, entries in self._run.read_rows(self._matrix):
+        for row, entries in self._run.parts.read_rows(self._matrix):
             yield row.start, entries
 
     def diagonal(self) -> np.ndarray:
         """K(x, x) of the images of the rows."""
-        return self._run.read_diagonal(self._matrix)
+        return self._run.parts.read_diagonal(self._matrix)
 
 
 class StoredGram(StoredKernel):
@@ -36,8 +36,8 @@ class StoredGram(StoredKernel):
         self.N, self.n_max = description.N_train, description.n_max
 
     def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
-        """:meth:`~cnn_gp.store.run_directory.RunDirectory.read_upper`"""
-        return self._run.read_upper(start, stop, left, right)
+        """:meth:`~cnn_gp.store.parts.Parts.read_upper`"""
+        return self._run.parts.read_upper(start, stop, left, right)
 
     def __reduce__(self) -> tuple[type, tuple[RunDirectory]]:
         # For a cluster's workers, which have their own current folder.

@@ -43,8 +43,8 @@ def test_verify_reads_every_byte(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(value) + 5] ^= 4
     path.write_bytes(content)
-    assert run.missing_parts() == ([], {})
-    missing, reasons = run.missing_parts(verify=True)
+    assert run.parts.missing() == ([], {})
+    missing, reasons = run.parts.missing(verify=True)
     assert [part.name for part in missing] == ["Kxx_0000"] and reasons == {"Kxx_0000": "its SHA-256 is wrong"}
     assert "every byte of parts, images, labels and view checked" in status(run, verify=True)
 

@@ -89,7 +89,7 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path, whole, workers):
     assert datasets_of(tmp_path) == whole
     run = RunDirectory(tmp_path, "small")
     assert run.view_path.exists()
-    assert len({record["pid"] for record in run.provenance()}) == workers
+    assert len({record["pid"] for record in run.parts.provenance()}) == workers
     assert claimed(run.claims_folder) == {}
 
 
@@ -126,7 +126,7 @@ def test_programs_in_one_directory_share_the_work_and_all_finish(tmp_path, whole
         assert process.exitcode == 0
     assert datasets_of(tmp_path) == whole
     run = RunDirectory(tmp_path, "small")
-    records = run.provenance()
+    records = run.parts.provenance()
     assert {record["pid"] for record in records} == {process.pid for process in processes}
     assert run.view_path.exists() and not list(run.folder.glob(".*"))
 
@@ -146,7 +146,7 @@ def test_a_shard_does_not_wait_for_the_others(tmp_path):
     theirs = shares(run.description().tiling.parts(), 2)[1][0].name
     Claims(run.claims_folder).take(theirs)
     assert not compute(run, shard=(1, 2))
-    assert [part.name for part in run.missing_parts()[0]] == [theirs]
+    assert [part.name for part in run.parts.missing()[0]] == [theirs]
     assert not run.view_path.exists()
 
 
@@ -245,10 +245,10 @@ def test_a_kill_in_a_row_of_tiles_loses_what_was_computed_since_it_was_put_aside
     with pytest.raises(KeyboardInterrupt):
         compute_run(job_of(run, lambda device: dying, keep_every=0.0))
     (aside,) = run.folder.glob("*.npz")
-    kept, seconds = run.kept_so_far(first)
+    kept, seconds = run.kept_rows.so_far(first)
     assert aside.name == f"{first.name}.row_{row.start}.npz"
     assert kept == 200 and seconds > 0
-    assert run.kept_row(first, row, "numpy")[1] is None
+    assert run.kept_rows.get(first, row, "numpy")[1] is None
     assert f"{200 / run.description().tiling.entries:.1%} of" in status(run) and "time left" in status(run)
     engine = Steps()
     assert compute_run(job_of(run, lambda device: engine, keep_every=1e9))
@@ -256,25 +256,25 @@ def test_a_kill_in_a_row_of_tiles_loses_what_was_computed_since_it_was_put_aside
     assert engine.computed == n_stored - 200
     assert datasets_of(tmp_path) == whole
     assert not list(run.folder.glob("*.npz"))
-    assert run.provenance([first])[0]["seconds"] > seconds
+    assert run.parts.provenance([first])[0]["seconds"] > seconds
 
 
 def test_what_is_put_aside_counts_each_entry_of_a_square_once(tmp_path):
     run = begin(tmp_path, make_data(**SIZES))
     part = run.description().tiling.parts()[0]
     (row,) = part.rows
-    assert row.matrix == "Kxx" and run.kept_so_far(part) == (0, 0.0)
+    assert row.matrix == "Kxx" and run.kept_rows.so_far(part) == (0, 0.0)
     entries = np.ones(row.shape)
-    run.keep_row(part, row, entries, None, "numpy", 2.5)
-    assert run.kept_so_far(part) == (row.entries, 2.5)
+    run.kept_rows.keep(part, row, entries, None, "numpy", 2.5)
+    assert run.kept_rows.so_far(part) == (row.entries, 2.5)
     entries[:, 60:] = np.nan
     entries[2, 3] = np.nan
-    run.keep_row(part, row, entries, None, "numpy", 2.5)
-    assert run.kept_so_far(part) == (row.entries - 60 * 5 - 1, 2.5)
-    np.testing.assert_array_equal(run.kept_row(part, row, "numpy")[0], entries)
+    run.kept_rows.keep(part, row, entries, None, "numpy", 2.5)
+    assert run.kept_rows.so_far(part) == (row.entries - 60 * 5 - 1, 2.5)
+    np.testing.assert_array_equal(run.kept_rows.get(part, row, "numpy")[0], entries)
     # Another engine's entries differ, and a part names one engine.
-    assert run.kept_row(part, row, "another") is None
-    assert run.kept_so_far(part, "another") == (0, 0.0)
+    assert run.kept_rows.get(part, row, "another") is None
+    assert run.kept_rows.so_far(part, "another") == (0, 0.0)
 
 
 def test_rows_put_aside_that_are_damaged_are_computed_again(tmp_path, monkeypatch):
@@ -282,11 +282,11 @@ def test_rows_put_aside_that_are_damaged_are_computed_again(tmp_path, monkeypatc
     run = begin(tmp_path, make_data(**SIZES), n_max=2)
     part = in_order(run.description().tiling.parts())[0]
     row = part.rows[0]
-    run.keep_row(part, row, np.zeros(row.shape), np.zeros(row.shape[0]), "numpy")
+    run.kept_rows.keep(part, row, np.zeros(row.shape), np.zeros(row.shape[0]), "numpy")
     (aside,) = run.folder.glob("*.npz")
     for content in (b"", aside.read_bytes()[:-30], b"garbage"):
         aside.write_bytes(content)
-        assert run.kept_row(part, row, "numpy") is None
+        assert run.kept_rows.get(part, row, "numpy") is None
 
 
 def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):
@@ -441,7 +441,7 @@ def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
     assert compute_run(job_of(run, engine), ["cpu", "cpu"])
     assert real(tmp_path / "one", "--engine=tensorflow", "--model=random", "--seed=15").wait() == 0
     assert real_matrices(tmp_path / "one") == real_matrices(tmp_path / "two") != {}
-    assert len({record["pid"] for record in run.provenance()} - {os.getpid()}) == 2
+    assert len({record["pid"] for record in run.parts.provenance()} - {os.getpid()}) == 2
 
 
 def test_a_worker_process_sees_its_own_gpu_only():

@@ -363,8 +363,8 @@ def test_stored_matrices_are_the_same_for_any_n_max(tmp_path):
         compute_run(job_of(run, lambda device: engine))
         from cnn_gp.regression.lower_triangle import assemble
 
-        cross = np.concatenate([entries for _, entries in run.read_rows("Kxtx")])
-        stored.append((assemble(StoredGram(run), 110).matrix(), cross, run.read_diagonal("Kxx")))
+        cross = np.concatenate([entries for _, entries in run.parts.read_rows("Kxtx")])
+        stored.append((assemble(StoredGram(run), 110).matrix(), cross, run.parts.read_diagonal("Kxx")))
     for others in stored[1:]:
         for one, other in zip(stored[0], others, strict=True):
             np.testing.assert_array_equal(one, other)

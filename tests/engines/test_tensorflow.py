@@ -74,9 +74,9 @@ def test_the_same_stored_matrix_whatever_n_max_is(tmp_path, name):
         run.begin(description, data)
         compute_run(job_of(run, lambda device: engine))
         K = assemble(StoredGram(run), 210).matrix()
-        np.testing.assert_array_equal(np.diag(K), run.read_diagonal("Kxx"))
+        np.testing.assert_array_equal(np.diag(K), run.parts.read_diagonal("Kxx"))
         np.testing.assert_array_equal(K, K.T)
-        matrices.append((K, np.concatenate([entries for _, entries in run.read_rows("Kxtx")])))
+        matrices.append((K, np.concatenate([entries for _, entries in run.parts.read_rows("Kxtx")])))
     for K, cross in matrices[1:]:
         np.testing.assert_allclose(K, matrices[0][0], rtol=2e-6)
         np.testing.assert_allclose(cross, matrices[0][1], rtol=2e-6)

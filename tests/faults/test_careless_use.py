@@ -245,7 +245,7 @@ def check_right(script, flags, workdir, n_images):
         run = RunDirectory(
             workdir / given["path"], given.get("run_name") or run_name(given["model"], int(given.get("seed", 53)))
         )
-        assert run.missing_parts(verify=True) == ([], {})
+        assert run.parts.missing(verify=True) == ([], {})
     elif script == "classify_gp":
         for path in workdir.rglob("convnet_gp.json"):
             result = json.loads(path.read_text(), parse_constant=pytest.fail)

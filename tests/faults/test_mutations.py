@@ -235,14 +235,14 @@ def rows_put_aside(workdir, rng):
     """Half a row that a killed worker put aside, damaged; its part isn't there."""
     run = RunDirectory(workdir, "convnet_gp")
     parts = [part for part in run.description().tiling.parts() if part.rows[0].matrix == "Kxx"]
-    stored = {row.start: entries for row, entries in run.read_rows("Kxx")}
+    stored = {row.start: entries for row, entries in run.parts.read_rows("Kxx")}
     kept = rng.sample(parts, 2)
     for part in kept:
         (row,) = part.rows
         entries = stored[row.start].copy()
         entries[:, row.n_columns // 2 :] = np.nan
-        run.keep_row(part, row, entries, None, "fused", 1.0)
-        run.discard(part.name)
+        run.kept_rows.keep(part, row, entries, None, "fused", 1.0)
+        run.parts.discard(part.name)
     path, other = (run.folder / f"{part.name}.row_{part.rows[0].start}.npz" for part in kept)
     return damage(path, [other], rng)
 

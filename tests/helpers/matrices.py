@@ -22,11 +22,13 @@ def in_memory(run: RunDirectory, n_max: int) -> Matrices:
     """The same as arrays, which come in rows of n_max."""
     N_train = run.description().N_train
     upper = np.zeros((N_train, N_train), run.description().float_type)
-    for row, entries in run.read_rows("Kxx"):
+    for row, entries in run.parts.read_rows("Kxx"):
         upper[row.start : row.stop, row.first_column :] = entries
     K = np.triu(upper) + np.triu(upper, 1).T
     Kxvx, Kxtx = (
-        ArrayKernel(np.concatenate([entries for _, entries in run.read_rows(name)]), run.read_diagonal(name), n_max)
+        ArrayKernel(
+            np.concatenate([entries for _, entries in run.parts.read_rows(name)]), run.parts.read_diagonal(name), n_max
+        )
         for name in ("Kxvx", "Kxtx")
     )
     return ArrayGram(K, n_max), Kxvx, Kxtx

@@ -148,7 +148,7 @@ def test_a_record_whose_sizes_arent_its_labels_is_refused_before_anything_is_cou
     fields["description"] = json.loads(description.to_json())
     path.write_bytes(seal(json.dumps(fields).encode(), path.name, description.fingerprint))
     with pytest.raises(UserError, match=r"run.jsonl is damaged \(it has labels of .*\): move this file alone away"):
-        RunDirectory(tmp_path, "small").missing_parts()
+        RunDirectory(tmp_path, "small").parts.missing()
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -162,13 +162,13 @@ def test_a_part_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch, err
         raise OSError(error, "said by the disk")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cnn_gp.store.run_directory.read_seal", fails)
-        patch.setattr("cnn_gp.store.run_directory.read_sealed", fails)
-        for read in (run.missing_parts, lambda: run.missing_parts(verify=True), lambda: compute(run)):
+        patch.setattr("cnn_gp.store.run_folder.read_seal", fails)
+        patch.setattr("cnn_gp.store.run_folder.read_sealed", fails)
+        for read in (run.parts.missing, lambda: run.parts.missing(verify=True), lambda: compute(run)):
             with pytest.raises(UserError, match=r"can't be read \(said by the disk"):
                 read()
         with pytest.raises(UserError, match=r"can't be read \(said by the disk"):
-            list(run.read_rows("Kxx"))
+            list(run.parts.read_rows("Kxx"))
     run.check_complete()
 
 
@@ -183,9 +183,9 @@ def test_a_chunk_of_zeros_with_a_checksum_of_zero_is_found(tmp_path):
     path.write_bytes(content)
     with h5py.File(path) as file:
         assert (file["0/entries"][:, :5] == 0).all()
-    assert run.missing_parts(verify=True)[1] == {"Kxtx_0000": "its SHA-256 is wrong"}
+    assert run.parts.missing(verify=True)[1] == {"Kxtx_0000": "its SHA-256 is wrong"}
     with pytest.raises(UserError, match="its SHA-256 is wrong"):
-        list(run.read_rows("Kxtx"))
+        list(run.parts.read_rows("Kxtx"))
 
 
 def test_kept_rows_that_are_damaged_or_of_another_place_do_not_count(tmp_path, monkeypatch):
@@ -195,15 +195,15 @@ def test_kept_rows_that_are_damaged_or_of_another_place_do_not_count(tmp_path, m
     part = next(part for part in run.description().tiling.parts() if len(part.rows) > 1)
     row, other = part.rows[:2]
     entries = np.ones(row.shape)
-    run.keep_row(part, row, entries, np.ones(row.shape[0]), "numpy")
-    np.testing.assert_array_equal(run.kept_row(part, row, "numpy")[0], entries)
+    run.kept_rows.keep(part, row, entries, np.ones(row.shape[0]), "numpy")
+    np.testing.assert_array_equal(run.kept_rows.get(part, row, "numpy")[0], entries)
     path, place = (run.folder / f"{part.name}.row_{r.start}.npz" for r in (row, other))
     whole = path.read_bytes()
     place.write_bytes(whole)
-    assert run.kept_row(part, other, "numpy") is None
+    assert run.kept_rows.get(part, other, "numpy") is None
     for changed in (whole[:-1], b"", whole[:100] + b"x" + whole[101:]):
         path.write_bytes(changed)
-        assert run.kept_row(part, row, "numpy") is None
+        assert run.kept_rows.get(part, row, "numpy") is None
 
 
 def refusing(*arguments, **options):
@@ -239,7 +239,7 @@ def test_files_that_cannot_be_removed_are_one_line(tmp_path, monkeypatch):
     said = (
         r"can't be removed \(Read-only file system\): choose a place on a file system that isn't read-only, or remove"
     )
-    for remove in (lambda: run.discard("Kxx_0000"), run.delete_parts):
+    for remove in (lambda: run.parts.discard("Kxx_0000"), run.delete_parts):
         with pytest.raises(UserError, match=said):
             remove()
 
@@ -247,14 +247,14 @@ def test_files_that_cannot_be_removed_are_one_line(tmp_path, monkeypatch):
 def test_tiles_that_vanish_under_a_reader_are_one_line(tmp_path):
     """As by --nokeep_tiles of another program."""
     run = complete(tmp_path, make_data())
-    rows = run.read_rows("Kxx")
+    rows = run.parts.read_rows("Kxx")
     next(rows)
     RunDirectory(tmp_path, "small").delete_parts()
     for read in (
-        run.provenance,
+        run.parts.provenance,
         lambda: list(rows),
-        lambda: run.read_diagonal("Kxx"),
-        lambda: run.read_upper(0, 5, 0, 5),
+        lambda: run.parts.read_diagonal("Kxx"),
+        lambda: run.parts.read_upper(0, 5, 0, 5),
     ):
         with pytest.raises(UserError, match=r"isn't there any longer: start save_kernels.py again with the same flags"):
             read()
@@ -366,7 +366,7 @@ def as_version_0_1(run):
 def test_a_run_of_version_0_1_is_sealed_and_nothing_is_computed_again(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
-    expected, provenance = bytes_in(run), run.provenance()
+    expected, provenance = bytes_in(run), run.parts.provenance()
     as_version_0_1(run)
     with pytest.raises(UserError, match=r"was written by cnn_gp 0.1, .*: start save_kernels.py once"):
         RunDirectory(tmp_path, "small").description()
@@ -379,8 +379,8 @@ def test_a_run_of_version_0_1_is_sealed_and_nothing_is_computed_again(tmp_path):
     assert not (run.folder / "run.h5").exists()
     compute(run, engine)
     assert engine.calls == 1
-    assert bytes_in(run) == expected and run.missing_parts(verify=True) == ([], {})
-    assert [p for p in run.provenance() if p] != [] and len(run.provenance()) == len(provenance)
+    assert bytes_in(run) == expected and run.parts.missing(verify=True) == ([], {})
+    assert [p for p in run.parts.provenance() if p] != [] and len(run.parts.provenance()) == len(provenance)
     run.check_data()
 
 
@@ -390,4 +390,4 @@ def test_another_programs_seal_is_no_proof(tmp_path):
     path = run.folder / "Kxx_0000.h5"
     content, found = read_sealed(path, None)
     path.write_bytes(seal(content, path.name, "0" * 64, found.about))
-    assert run.missing_parts()[1] == {"Kxx_0000": "it belongs to another run"}
+    assert run.parts.missing()[1] == {"Kxx_0000": "it belongs to another run"}

@@ -73,9 +73,9 @@ def test_rows_read_back_are_the_engines(tmp_path):
     run = complete(tmp_path, data)
     expected = whole(data)
     for matrix, variances in (("Kxx", "Kx_diag"), ("Kxvx", "Kv_diag"), ("Kxtx", "Kt_diag")):
-        for row, entries in run.read_rows(matrix):
+        for row, entries in run.parts.read_rows(matrix):
             np.testing.assert_array_equal(entries, expected[matrix][row.start : row.stop, row.first_column :])
-        np.testing.assert_array_equal(run.read_diagonal(matrix), expected[variances])
+        np.testing.assert_array_equal(run.parts.read_diagonal(matrix), expected[variances])
 
 
 def test_resuming_computes_only_what_is_missing(tmp_path):
@@ -126,7 +126,7 @@ def test_a_flipped_bit_is_noticed_when_it_is_read(tmp_path):
     content[content.index(value) + 3] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"Kxx_0000.h5 can't be read .* delete this file"):
-        list(run.read_rows("Kxx"))
+        list(run.parts.read_rows("Kxx"))
 
 
 def test_an_incomplete_run_is_refused_with_what_is_missing(tmp_path):
@@ -149,7 +149,7 @@ def test_no_view_while_parts_are_missing_after_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         complete(tmp_path, data, Dying())
     run = RunDirectory(tmp_path, "small")
-    assert len(run.missing_parts()[0]) == 6
+    assert len(run.parts.missing()[0]) == 6
     assert not run.view_path.exists()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -280,7 +280,7 @@ def test_a_run_whose_parts_were_deleted_can_be_computed_again(tmp_path):
     complete(tmp_path, data).delete_parts()
     run = complete(tmp_path, data)
     run.check_complete()
-    np.testing.assert_array_equal(run.read_diagonal("Kxx"), whole(data)["Kx_diag"])
+    np.testing.assert_array_equal(run.parts.read_diagonal("Kxx"), whole(data)["Kx_diag"])
 
 
 def test_the_fingerprint_depends_on_every_field():
@@ -314,5 +314,5 @@ def test_numbers_that_arent_finite_are_refused_when_they_are_read(tmp_path, valu
 
     changed_within(path, spoil)
     with pytest.raises(UserError, match=rf"{path.name} can't be read \(it holds numbers that aren't finite"):
-        list(run.read_rows("Kxtx"))
-    assert run.missing_parts(verify=True)[1] == {"Kxtx_0000": "it holds a number that isn't finite"}
+        list(run.parts.read_rows("Kxtx"))
+    assert run.parts.missing(verify=True)[1] == {"Kxtx_0000": "it holds a number that isn't finite"}

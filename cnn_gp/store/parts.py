@@ -1,0 +1,181 @@
+"""The parts of a run: the files that hold its matrices, as they are written and read."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from . import part_file
+from .atomic import remove
+from .non_finite import refuse_non_finite
+from .part_file import Row
+from .run_folder import RunFolder
+from .sealed import Damaged, Seal
+from .tiling import MATRICES, Part, TileRow
+
+
+class Parts:
+    """The parts in a run's folder."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+
+    def write(self, part: Part, rows: Sequence[Row], provenance: Mapping[str, Any] | None = None) -> None:
+        """
+        Commit a part.
+
+        :param rows: for each row of tiles its entries [rows, columns] and the diagonal at its images [rows].
+        :param provenance: what else to record with it: who computed it, and how long it took.
+        :raises UserError: where an entry isn't finite, or the run isn't there any longer: the part isn't written.
+        """
+        for row, (entries, diagonal) in zip(part.rows, rows, strict=True):
+            assert entries.shape == row.shape and diagonal.shape == (row.shape[0],)
+            refuse_non_finite(row, entries, diagonal)
+        diagonals = {
+            str(row.start): base64.b64encode(diagonal.tobytes()).decode()
+            for row, (_, diagonal) in zip(part.rows, rows, strict=True)
+        }
+        content = part_file.to_bytes(part, rows, self._run.description().n_max)
+        self._run.write(self._path(part), content, {"provenance": dict(provenance or {}), "diagonals": diagonals})
+
+    def missing(self, verify: bool = False) -> tuple[list[Part], dict[str, str]]:
+        """
+        The parts still to be computed, and for those of which a file is there, why it doesn't count.
+
+        :param verify: read every byte of the parts and check its SHA-256, not only each file's seal and length.
+        :raises UserError: where a part is there and can't be read, which is no reason to compute it again.
+        """
+        missing, reasons = [], {}
+        for part in self._run.description().tiling.parts():
+            path = self._path(part)
+            try:
+                if verify:
+                    self._check(part)
+                else:
+                    self._run.read_seal(path)
+            except FileNotFoundError:
+                missing.append(part)
+                if path.is_symlink():
+                    reasons[part.name] = "it is a link to nothing"
+            except Damaged as reason:
+                missing.append(part)
+                reasons[part.name] = str(reason)
+        return missing, reasons
+
+    def is_done(self, part: Part) -> bool:
+        """Whether a part is on disk, of the right length, and of this run."""
+        try:
+            self._run.read_seal(self._path(part))
+        except (FileNotFoundError, Damaged):
+            return False
+        return True
+
+    def discard(self, name: str) -> None:
+        """Delete a part's file, which was found damaged."""
+        remove(self._run.folder / f"{name}.h5")
+
+    def delete(self) -> None:
+        """Delete all of them."""
+        for part in self._run.description().tiling.parts():
+            remove(self._path(part))
+
+    def read_rows(self, matrix: str) -> Iterator[tuple[TileRow, np.ndarray]]:
+        """
+        The stored rows of tiles of a matrix, in order, as they were computed (float32 or float64).
+
+        The next part is read and verified by another thread meanwhile.
+
+        :raises UserError: where a part can't be read or a byte of it is wrong.
+        """
+        assert matrix in MATRICES
+        parts = [part for part in self._run.description().tiling.parts() if part.rows[0].matrix == matrix]
+        with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as ahead:
+            following = ahead.submit(self._read, parts[0])
+            for i, part in enumerate(parts):
+                content, _ = following.result()
+                if i + 1 < len(parts):
+                    following = ahead.submit(self._read, parts[i + 1])
+                for row in part.rows:
+                    yield row, self._row(part, content, row)[0]
+
+    def read_upper(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
+        """
+        Rows ``start`` to ``stop`` and columns ``left`` to ``right`` of Kxx, float64, from on or above its diagonal.
+
+        :param left: ``start``, and then ``right`` is ``stop``: a whole symmetric block; or at least ``stop``.
+        """
+        assert (left, right) == (start, stop) or left >= stop
+        block = np.zeros((stop - start, right - left))
+        for part in self._run.description().tiling.parts():
+            wanted = [row for row in part.rows if row.matrix == "Kxx" and row.start < stop and start < row.stop]
+            if not wanted:
+                continue
+            content, _ = self._read(part)
+            for row in wanted:
+                top, bottom, first = max(start, row.start), min(stop, row.stop), max(left, row.first_column)
+                if first < right:
+                    rows = slice(top - row.start, bottom - row.start)
+                    columns = slice(first - row.first_column, right - row.first_column)
+                    there = self._row(part, content, row, (rows, columns))[0]
+                    block[top - start : bottom - start, first - left :] = there
+        return np.triu(block) + np.triu(block, 1).T if left == start else block
+
+    def read_diagonal(self, matrix: str) -> np.ndarray:
+        """The kernel's diagonal K(x, x) at the images of a matrix's rows: of Kxx the training images."""
+        dtype = np.dtype(self._run.description().float_type).newbyteorder("<")
+        pieces = []
+        for part in self._run.description().tiling.parts():
+            if part.rows[0].matrix == matrix:
+                diagonals = self._of_part(part, self._run.read_seal).about["diagonals"]
+                pieces += [np.frombuffer(base64.b64decode(diagonals[str(row.start)]), dtype) for row in part.rows]
+        return np.concatenate(pieces).astype(dtype.newbyteorder("="))
+
+    def provenance(self, parts: Sequence[Part] | None = None) -> list[dict[str, Any]]:
+        """What was recorded with each part: engine, device, versions, host and "seconds"."""
+        parts = self._run.description().tiling.parts() if parts is None else parts
+        return [self._of_part(part, self._run.read_seal).about["provenance"] for part in parts]
+
+    def _path(self, part: Part) -> Path:
+        return self._run.folder / f"{part.name}.h5"
+
+    def _check(self, part: Part) -> None:
+        """:raises Damaged: where a byte is wrong, or an entry isn't finite."""
+        content, _ = self._run.read(self._path(part))
+        for row in part.rows:
+            if not all(np.isfinite(values).all() for values in part_file.from_bytes(content, row)):
+                raise Damaged("it holds a number that isn't finite")
+
+    def _read(self, part: Part) -> tuple[bytes, Seal]:
+        return self._of_part(part, self._run.read)
+
+    def _of_part(self, part: Part, read: Any) -> Any:
+        path = self._path(part)
+        try:
+            return read(path)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path} isn't there any longer: start save_kernels.py again with the same flags, it does only what is "
+                "missing."
+            ) from error
+        except Damaged as error:
+            raise _damaged(path, error) from error
+
+    def _row(self, part: Part, content: bytes, row: TileRow, selection: tuple[slice, ...] = ()) -> Row:
+        try:
+            entries, diagonal = part_file.from_bytes(content, row, selection)
+            if not np.isfinite(entries).all():
+                raise Damaged("it holds numbers that aren't finite")
+        except Damaged as error:
+            raise _damaged(self._path(part), error) from error
+        return entries, diagonal
+
+
+def _damaged(path: Path, reason: Damaged) -> UserError:
+    return UserError(
+        f"{path} can't be read ({reason}): delete this file and start save_kernels.py again with the same flags, it "
+        "does only what is missing."
+    )
