@@ -1,10 +1,11 @@
 """Engines that are slow or die, and processes that compute a small run with them."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cnn_gp.compute.scheduler import compute_run
+from cnn_gp.compute.claims import Claims
+from cnn_gp.compute.scheduler import compute_run, in_order
 from cnn_gp.engines.engine import Progress
 from cnn_gp.store.run_directory import RunDirectory
+from cnn_gp.store.tiling import Part
 
 from .small_runs import NumpyEngine, job_of
 from .waiting import wait_until
@@ -110,3 +113,14 @@ class NaNEngine(NumpyEngine):
 class AlwaysDying(NumpyEngine):
     def __init__(self, device: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def kept_from_ending(run: RunDirectory, parts: Sequence[Part]) -> Iterator[None]:
+    """While this process claims the last part of a run, no other can finish it, however fast it is."""
+    claims, last = Claims(run.claims_folder), in_order(parts)[-1].name
+    assert claims.take(last)
+    try:
+        yield
+    finally:
+        claims.release(last)

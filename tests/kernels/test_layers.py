@@ -1,7 +1,6 @@
-"""The layers, one by one: windows, sums, what they refuse, and that every one is covered."""
+"""The layers, one by one: sums, expectations, costs, what they refuse, and that every one is covered."""
 
 import inspect
-import itertools
 import json
 import re
 
@@ -13,11 +12,9 @@ from cnn_gp import NNGPKernel, NTKKernel
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels import layers, nonlinearities, pooling
 from cnn_gp.kernels.geometry import Window
-from cnn_gp.kernels.layer import Layer, layer_from_description
-from cnn_gp.kernels.layers import ChannelMix, Conv, Dense, Sequential, Sum
+from cnn_gp.kernels.layer import Layer
+from cnn_gp.kernels.layers import Conv, Dense, Sequential, Sum
 from cnn_gp.kernels.nonlinearities import (
-    GELU,
-    Abs,
     Cos,
     ElementwiseNumerical,
     ExErf,
@@ -27,46 +24,8 @@ from cnn_gp.kernels.nonlinearities import (
     Sin,
 )
 from cnn_gp.kernels.pooling import AvgPool, GlobalAvgPool
-from cnn_gp.kernels.state import Covariances, Kernels, State, input_state
+from helpers.layers import CASES, DESCRIBED, cross_after, state_of
 from helpers.paths import ROOT
-
-# For each layer: another one of other hyperparameters.
-CASES = {
-    Conv: (Conv(3, 2, "SAME", 1.3, 0.2), Conv(3, 2, "SAME", 1.3, 0.3)),
-    Dense: (Dense(1.3, 0.2), Dense(1.4, 0.2)),
-    AvgPool: (AvgPool(2, 1, "SAME"), AvgPool(2, 1, "VALID")),
-    GlobalAvgPool: (GlobalAvgPool(), None),
-    ExReLU: (ExReLU(), ExReLU(multiply_by_sqrt2=True)),
-    ExErf: (ExErf(), None),
-    LeakyReLU: (LeakyReLU(0.1), LeakyReLU(0.2)),
-    Abs: (Abs(), None),
-    GELU: (GELU(), None),
-    Sin: (Sin(), Sin(2.0)),
-    Cos: (Cos(), Cos(c=0.1)),
-    ElementwiseNumerical: (ElementwiseNumerical(tf.math.tanh, degree=4), None),
-    ChannelMix: (ChannelMix(), None),
-    Sequential: (Sequential(Conv(2), ExReLU()), Sequential(Conv(2), ExErf())),
-    Sum: (Sum(Sequential(), Conv(3)), Sum(Sequential(), Conv(3, var_weight=2.0))),
-}
-
-# A function has no description.
-DESCRIBED = {cls: layers for cls, layers in CASES.items() if cls is not ElementwiseNumerical}
-
-
-def state_of(rng, positions, n, dtype=np.float64, sum_dtype=None, alone=False):
-    """The covariances of n random images with four channels, with themselves."""
-    x = tf.reshape(rng.normal(size=[n, 4, *positions]).astype(dtype), [n, -1])
-    return input_state(x, None if alone else x, [4, *positions], tf.as_dtype(sum_dtype or dtype))
-
-
-def plain_state(cross, own1, own2):
-    """A state of given covariances, without displacements."""
-    cross, own1, own2 = (None if t is None else tf.constant(t) for t in (cross, own1, own2))
-    return State(Kernels(Covariances(cross, own1, own2), None), None, tf.float64, 1, 1)
-
-
-def cross_after(layer, state):
-    return layer.propagate(state).nngp.cross
 
 
 def test_every_layer_is_covered():
@@ -126,149 +85,10 @@ def test_sums_are_exact_where_rounding_is_amplified(layer, expected):
     assert layer.sum_dtype(tf.float64) == tf.float64
 
 
-@pytest.mark.parametrize(("layer", "other"), DESCRIBED.values(), ids=[cls.__name__ for cls in DESCRIBED])
-def test_descriptions_are_json_and_tell_layers_apart(layer, other):
-    text = json.dumps(layer.describe())
-    assert json.loads(text)["layer"] == type(layer).__name__
-    assert other is None or json.dumps(other.describe()) != text
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [*(case for case, _ in DESCRIBED.values()), Conv((3, 2), [1, 2])],
-    ids=[*(cls.__name__ for cls in DESCRIBED), "Conv per axis"],
-)
-def test_a_layer_is_made_again_from_its_description(layer):
-    description = layer.describe()
-    again = layer_from_description(json.loads(json.dumps(description)))
-    assert type(again) is type(layer)
-    assert json.loads(json.dumps(description)) == description == again.describe()
-
-
-def test_a_layer_of_ones_own_is_made_again_too_but_has_no_finite_version():
-    class Halved(ChannelMix):
-        def describe(self):
-            return {"layer": "Halved"}
-
-    class Bare(Layer):
-        def propagate(self, state):
-            return state
-
-        def describe(self):
-            return {"layer": "Bare"}
-
-    again = layer_from_description(Sequential(Halved(), Bare(), Dense()).describe())
-    assert [type(layer) for layer in again.layers] == [Halved, Bare, Dense]
-    with pytest.raises(UserError, match=r"^Bare has no finite version; expected the layers of .*[^\n]$"):
-        again.finite(3, [1, 4, 4])
-
-
-@pytest.mark.parametrize("kind", ["Attention", "Nonlinearity", "Layer"])
-def test_an_unknown_layer_is_one_line(kind):
-    with pytest.raises(UserError, match=rf"has a layer {kind}; expected one of .*Conv, .*Dense, .*, Sum.*[^\n]$"):
-        layer_from_description({"layer": "Sequential", "layers": [{"layer": kind}]})
-
-
-# For each argument of a layer's constructor: another value than its default (a size's is 3 here).
-OTHERS = {
-    "filter_size": 4,
-    "stride": 2,
-    "padding": "VALID",
-    "var_weight": 1.4,
-    "var_bias": 0.2,
-    "divide_by_patch": True,
-    "exponent": 0,
-    "multiply_by_sqrt2": True,
-    "size": 4,
-    "alpha": 0.3,
-    "a": 2.0,
-    "b": 2.0,
-    "c": 0.5,
-}
-
-
-def constructor_arguments(cls):
-    parameters = inspect.signature(cls).parameters.values()
-    return [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL and p.name != "name"]
-
-
-@pytest.mark.parametrize(("cls", "argument"), [(cls, a) for cls in DESCRIBED for a in constructor_arguments(cls)])
-def test_each_hyperparameter_is_in_the_description(cls, argument):
-    given = {Conv: {"filter_size": 3}, AvgPool: {"size": 3, "stride": 1}, LeakyReLU: {"alpha": 0.1}}.get(cls, {})
-    other = "SAME" if cls is AvgPool and argument == "padding" else OTHERS[argument]
-    assert cls(**given).describe() != cls(**{**given, argument: other}).describe()
-
-
-def loop_windows(x, size, stride, padding):
-    """Sums over windows of the leading axes, with loops."""
-    rank = len(size)
-    out, before = [], []
-    for n, k, s in zip(x.shape, size, stride, strict=False):
-        if padding in ("SAME", "CIRCULAR"):
-            outputs = -(-n // s)
-            before.append(max((outputs - 1) * s + k - n, 0) // 2)
-        elif padding == "VALID":
-            outputs = (n - k) // s + 1
-            before.append(0)
-        else:
-            outputs = (n - 1) // s + 1
-            before.append((k - 1) // 2)
-        out.append(outputs)
-    result = np.zeros([*out, *x.shape[rank:]])
-    for o in itertools.product(*map(range, out)):
-        for d in itertools.product(*map(range, size)):
-            p = [a * s - b + c for a, s, b, c in zip(o, stride, before, d, strict=True)]
-            if padding == "CIRCULAR":
-                p = [a % n for a, n in zip(p, x.shape, strict=False)]
-            if all(0 <= a < n for a, n in zip(p, x.shape, strict=False)):
-                result[o] += x[tuple(p)]
-    return result
-
-
-@pytest.mark.parametrize("padding", ["SAME", "VALID", "FIXED", "CIRCULAR"])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("positions", [(7,), (8, 5), (5, 6, 5)])
-def test_convolution_sums_over_the_patch(padding, stride, size, positions, rng):
-    rank = len(positions)
-    x = rng.normal(size=[*positions, 2, 3])
-    state = plain_state(x, x[..., :1], x[..., :1, :])
-    layer = Conv(size, stride, padding, var_weight=1.7, var_bias=0.4)
-    result = layer.propagate(state).nngp
-    expected = 1.7 * loop_windows(x, (size,) * rank, (stride,) * rank, padding) + 0.4
-    np.testing.assert_allclose(result.cross, expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(result.own1, expected[..., :1], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(result.own2, expected[..., :1, :], rtol=1e-12, atol=1e-12)
-    assert layer.output_positions(positions) == expected.shape[:rank]
-
-
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize(("size", "stride"), [((4, 2), (1, 1)), ((3, 5), (2, 3)), ((4, 4), (3, 2))])
-def test_convolution_pads_like_tensorflow(padding, size, stride, rng):
-    x = rng.normal(size=[9, 11, 2, 1])
-    result = Conv(size, stride, padding).propagate(plain_state(None, x, None)).nngp.own1
-    maps = tf.nn.conv2d(np.transpose(x, [2, 0, 1, 3]), np.ones([*size, 1, 1]), stride, padding)
-    np.testing.assert_allclose(result, np.transpose(maps, [1, 2, 0, 3]), rtol=1e-12, atol=1e-12)
-
-
-def test_circular_padding_makes_a_kernel_that_no_turn_of_both_images_changes(rng):
-    X = rng.normal(size=(3, 2, 6, 5))
-    layers = [Conv((3, 4), padding="CIRCULAR", var_bias=0.1), ExReLU(), Conv(7, padding="CIRCULAR"), ExErf(), Dense()]
-    kernel = NTKKernel(Sequential(*layers), [2, 6, 5])
-    turned = np.roll(X, (2, 1), (2, 3))
-    np.testing.assert_allclose(kernel(turned.reshape(3, -1)), kernel(X.reshape(3, -1)), rtol=1e-13)
-
-
 def test_the_table_in_the_documents_has_every_layer():
     rows = (ROOT / "docs" / "usage.md").read_text().split("### All layers")[1].splitlines()
     named = {name for row in rows if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert named == {cls.__name__ for cls in CASES}
-
-
-def test_divide_by_patch(rng):
-    state = state_of(rng, (6, 6), 2)
-    divided = cross_after(Conv((3, 2), var_weight=1.2, var_bias=0.1, divide_by_patch=True), state)
-    np.testing.assert_allclose(divided, cross_after(Conv((3, 2), var_weight=0.2, var_bias=0.1), state), rtol=1e-12)
 
 
 def test_dense_is_the_mean_over_positions(rng):
