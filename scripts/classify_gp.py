@@ -44,7 +44,13 @@ flags.DEFINE_integer("N_train", None, "Train on the first so many images; those 
 flags.DEFINE_integer("N_vali", None, "Validate on so many images; by default as many as are stored for it.")
 flags.DEFINE_integer("N_test", None, "Test on so many images; by default all.")
 flags.DEFINE_float("jitter", 0.0, "Added to the diagonal, relative to its mean; more is taken where that fails.")
-flags.DEFINE_list("noise", ["0"], "Observation noise, as --jitter; of several the best on the validation set is taken.")
+flags.DEFINE_list("noise", ["0"], "Observation noise, as --jitter; of several the best is taken, by --noise_by.")
+flags.DEFINE_enum(
+    "noise_by",
+    "validation",
+    ["validation", "loo"],
+    "The best noise has the smallest validation error, or the largest leave-one-out log predictive density.",
+)
 flags.DEFINE_bool("variances", False, "Also variances, class probabilities, and how good they are.")
 flags.DEFINE_bool("ensemble", False, "Of a neural tangent kernel: as --variances, but of trained networks.")
 flags.DEFINE_string("nngp_run", None, "With --ensemble: the run of the same network's --kernel=nngp.")
@@ -183,6 +189,7 @@ def _request(run: RunDirectory) -> Request:
         _size("N_test", FLAGS.N_test, description.N_test, description.N_test),
         FLAGS.jitter,
         _noises(FLAGS.noise),
+        FLAGS.noise_by,
         FLAGS.variances,
         _nngp_run(run) if FLAGS.ensemble else None,
         FLAGS.leave_one_out,

@@ -32,6 +32,7 @@ from ..store.run_directory import RunDirectory
 from ..store.stored_matrix import StoredGram, StoredKernel
 from .hyperparameters import hyperparameters
 from .metrics import Scores, log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
+from .noise_choice import best_noise
 from .result_files import ResultFiles
 from .results import LeaveOneOutScores, NoiseTried, Result, SetScores, Settings
 
@@ -50,7 +51,9 @@ class Request:
     N_test: int
     jitter: float = 0.0
     noises: tuple[float, ...] = (0.0,)
-    """Of several the best on the validation set is taken."""
+    """Of several the best is taken, by ``noise_by``."""
+    noise_by: str = "validation"
+    """:attr:`.results.Settings.noise_by`"""
     variances: bool = False
     """With class probabilities and their scores."""
     nngp: RunDirectory | None = None
@@ -61,6 +64,11 @@ class Request:
     spectrum: bool = False
 
     def __post_init__(self) -> None:
+        if self.noise_by != "validation" and len(self.noises) < 2:
+            raise UserError(
+                f"--noise_by={self.noise_by} chooses among several noises, and --noise is {self.noises[0]:g}: give "
+                "several, such as --noise=0,1e-4,1e-3,1e-2."
+            )
         if self.variances and self.nngp is not None:
             raise UserError(
                 "A result holds the variances of the Gaussian process (--variances) or of the trained ensemble "
@@ -69,7 +77,7 @@ class Request:
 
     def settings(self, fingerprint: str) -> Settings:
         """What decides the errors, for the run of this fingerprint."""
-        return Settings(fingerprint, self.N_train, self.N_vali, self.N_test, self.jitter, self.noises)
+        return Settings(fingerprint, self.N_train, self.N_vali, self.N_test, self.jitter, self.noises, self.noise_by)
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -261,16 +269,23 @@ def _with_extras(
             result = replace(result, nngp_fingerprint=request.nngp.description().fingerprint)
         result = replace(result, scores=SetScores(_scores("vali", s, arrays), _scores("test", s, arrays)))
     if request.leave_one_out:
-        if isinstance(solution.factor, IterativeFactor):
-            say(f"Leave-one-out of {len(Y):,} images: about {_seconds(solution, len(Y), 0)}.")
-        left_out = leave_one_out(solution, Y)
-        error = error_percent(left_out.means, run.labels()["Y"][: len(Y)])
-        result = replace(result, leave_one_out=LeaveOneOutScores(error, left_out.log_predictive_density(Y, s)))
+        # That of the noise which it chose is known.
+        (known,) = (tried.leave_one_out for tried in result.noise_search if tried.noise == result.noise)
+        result = replace(result, leave_one_out=known or _left_out_scores(solution, Y, say))
     if request.spectrum:
         # Last, so that the factor needn't be there beside it.
         del solution.factor
         arrays["eigenvalues"] = spectrum.eigenvalues(StoredGram(run), len(Y))
     return result
+
+
+def _left_out_scores(solution: Solution, Y: np.ndarray, say: Say) -> LeaveOneOutScores:
+    """The leave-one-out scores of a solution for targets Y, at its output scale."""
+    if isinstance(solution.factor, IterativeFactor):
+        say(f"Leave-one-out of {len(Y):,} images: about {_seconds(solution, len(Y), 0)}.")
+    left_out = leave_one_out(solution, Y)
+    density = left_out.log_predictive_density(Y, output_scale(Y, solution.alpha))
+    return LeaveOneOutScores(error_percent(left_out.means, Y.argmax(axis=1)), density)
 
 
 def _kernels(run: RunDirectory, N: int) -> dict[str, KernelMatrix]:
@@ -295,24 +310,33 @@ def _best(
     client: "Client | None",
     iterative: Iterative | None,
 ) -> tuple[Solution, Predictions, list[NoiseTried]]:
-    """The solution and means of the noise with the smallest validation error, the first of them; and all errors."""
+    """The solution and means of the noise that :attr:`Request.noise_by` chooses, and all that were tried."""
     Kxx, Kxvx, Kxtx = StoredGram(run), StoredKernel(run, "Kxvx"), StoredKernel(run, "Kxtx")
-    best: tuple[Solution, Predictions] | None = None
-    tried: list[NoiseTried] = []
-    for noise in request.noises:
-        if best is not None and (iterative is not None or not has_memory(Kxx, len(Y))):
+    found: dict[float, tuple[Predictions, NoiseTried]] = {}
+
+    def solve_at(noise: float) -> Solution:
+        return solve(Kxx, Y, request.jitter, noise, say, client, lambda: run.images()["X"], iterative)
+
+    def make_room(best: Solution) -> None:
+        if iterative is not None or not has_memory(Kxx, len(Y)):
             # For two factors, that is.
-            best[0].factor.make_room(run.folder)
-        solution = solve(Kxx, Y, request.jitter, noise, say, client, lambda: run.images()["X"], iterative)
+            best.factor.make_room(run.folder)
+
+    def loss(solution: Solution) -> float:
         start = time.perf_counter()
         means = predict(solution, Kxvx, Kxtx, len(vali_labels), request.N_test)
         solution.times["predict"] = time.perf_counter() - start
         error = error_percent(means.vali, vali_labels)
-        if best is None or error < min(t.validation_error for t in tried):
-            best = solution, means
-        del solution
-        tried.append(NoiseTried(noise, error))
+        left_out = None
+        if request.noise_by == "loo":
+            start = time.perf_counter()
+            left_out = _left_out_scores(solution, Y, say)
+            solution.times["leave_one_out"] = time.perf_counter() - start
+        found[solution.noise] = means, NoiseTried(solution.noise, error, left_out)
         if len(request.noises) > 1:
-            say(f"noise {noise:g}: validation error {error:.2f} %")
-    assert best is not None
-    return *best, tried
+            density = "" if left_out is None else f", leave-one-out {left_out.log_predictive_density / len(Y):.4f}"
+            say(f"noise {solution.noise:g}: validation error {error:.2f} %{density}")
+        return error if left_out is None else -left_out.log_predictive_density
+
+    solution, _ = best_noise(solve_at, loss, request.noises, make_room)
+    return solution, found[solution.noise][0], [tried for _, tried in found.values()]

@@ -9,16 +9,23 @@ NOISES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def best_noise(
-    solve_at: Callable[[float], Solution], loss: Callable[[Solution], float], noises: Iterable[float] = NOISES
+    solve_at: Callable[[float], Solution],
+    loss: Callable[[Solution], float],
+    noises: Iterable[float] = NOISES,
+    make_room: Callable[[Solution], None] = lambda best: None,
 ) -> tuple[Solution, dict[float, float]]:
     """
     The solution of the noise with the smallest loss, the first of them; and all losses.
 
     No more than two factors are in memory at a time.
+
+    :param make_room: called with the best solution so far before the next is solved for.
     """
     best: Solution | None = None
     losses: dict[float, float] = {}
     for noise in noises:
+        if best is not None:
+            make_room(best)
         solution = solve_at(noise)
         found = loss(solution)
         if best is None or found < min(losses.values()):

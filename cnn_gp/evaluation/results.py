@@ -28,14 +28,9 @@ class Settings:
     N_test: int
     jitter_asked: float
     noise_asked: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class NoiseTried:
-    """A noise that was tried, and the error in % that it had."""
-
-    noise: float
-    validation_error: float
+    noise_by: str = "validation"
+    """What chose among several: the smallest error on the "validation" images, or "loo", the largest leave-one-out log
+    predictive density."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,21 @@ class LeaveOneOutScores:
 
 
 @dataclass(frozen=True)
+class NoiseTried:
+    """A noise that was tried, the validation error in % that it had, and its leave-one-out scores where they chose."""
+
+    noise: float
+    validation_error: float
+    leave_one_out: LeaveOneOutScores | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """
     The result of a run: what stage 2 found, and what it was found with.
 
     Errors are in %, times in seconds; jitter and noise are relative to ``mean_diagonal``. The JSON file has the fields'
-    names for keys, except ``run``, which is the file's name, and those that are None.
+    names for keys, except ``run``, which is the file's name, and those that are None, here and in what it holds.
     """
 
     run: str
@@ -111,6 +115,8 @@ class Result:
     process's or the trained ensemble's), "leave_one_out", "learning_curve" and "spectrum".
     """
     peak_memory_bytes: int
+    noise_by: str = "validation"
+    """Of :class:`Settings`."""
     solver: str = "cholesky"
     """Or "cg": conjugate gradients. Then the log marginal likelihood is an estimate."""
     preconditioner_rank: int | None = None
@@ -138,7 +144,8 @@ class Result:
 
     def to_json(self) -> str:
         """The content of the result's JSON file."""
-        values = {key: value for key, value in asdict(self).items() if key != "run" and value is not None}
+        values = asdict(self, dict_factory=lambda items: {key: value for key, value in items if value is not None})
+        del values["run"]
         return json.dumps(values, indent=2) + "\n"
 
     @classmethod

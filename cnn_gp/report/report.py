@@ -12,7 +12,7 @@ from ..evaluation import search_table
 from ..evaluation.errors_table import errors_table, of_the_papers, percent
 from ..evaluation.metrics import confidently_wrong
 from ..evaluation.result_files import ResultFiles
-from ..evaluation.results import Result
+from ..evaluation.results import LeaveOneOutScores, Result
 from ..evaluation.tables import Table, to_csv
 from ..kernels.random_search import shrunk_seeds
 from ..progress import duration
@@ -31,6 +31,9 @@ _FIRST_LINES = {"report.md": MARKER, "report.html": f"<!doctype html>{MARKER}"}
 
 #: Networks of the random search that get figures of their own.
 _BEST = 3
+
+#: How a noise was chosen, by a result's noise_by.
+_CHOSEN = {"validation": "on the validation images", "loo": "by leave-one-out"}
 
 #: Wrong images of a run that are shown one by one.
 _MOST = 100
@@ -143,6 +146,30 @@ def _random_search(report: _Report) -> list[Block]:
     ]
 
 
+def _noises(report: _Report) -> list[Block]:
+    searches = [r for r in report.shown if len(r.noise_search) > 1]
+    if not searches:
+        return []
+    header = ["run", "noise", "validation error", "leave-one-out error", "log predictive density", "chosen"]
+    rows = [
+        [
+            r.run,
+            f"{tried.noise:g}",
+            percent(tried.validation_error),
+            *_left_out(tried.leave_one_out, r.N_train),
+            _CHOSEN[r.noise_by] if tried.noise == r.noise else "",
+        ]
+        for r in searches
+        for tried in r.noise_search
+    ]
+    said = "Noise is relative to the kernel's mean diagonal, errors are in %, densities are of one image's targets."
+    return [Heading("Observation noise"), Table(header, rows, "lrrrrl"), Paragraph(said)]
+
+
+def _left_out(scores: LeaveOneOutScores | None, N: int) -> tuple[str, str]:
+    return ("", "") if scores is None else (percent(scores.error), f"{scores.log_predictive_density / N:.4f}")
+
+
 def _uncertainty(report: _Report) -> list[Block]:
     scored = [
         (r.run, "trained ensemble" if "ensemble" in r.extras else "Gaussian process", r.scores.test)
@@ -215,6 +242,7 @@ def _thumbnail(
 _SECTIONS: tuple[Callable[[_Report], list[Block]], ...] = (
     _learning_curves,
     _random_search,
+    _noises,
     _uncertainty,
     _spectra,
     _runs,
@@ -246,7 +274,8 @@ def _facts(r: Result) -> str:
     if smallest > 0:
         facts.append(f"Eigenvalues from {smallest:.2g} to {largest:.2g}: condition number {largest / smallest:.1g}.")
     if r.noise:
-        facts.append(f"Observation noise {r.noise:g} of the kernel's mean diagonal, chosen on the validation images.")
+        how = "" if len(r.noise_search) == 1 else f", chosen {_CHOSEN[r.noise_by]}"
+        facts.append(f"Observation noise {r.noise:g} of the kernel's mean diagonal{how}.")
     if r.leave_one_out is not None:
         density = r.leave_one_out.log_predictive_density / r.N_train
         error = percent(r.leave_one_out.error)

@@ -8,8 +8,14 @@ import pytest
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation import classify
 from cnn_gp.evaluation.classify import Request
+from cnn_gp.evaluation.metrics import output_scale
 from cnn_gp.evaluation.result_files import ResultFiles
+from cnn_gp.evaluation.results import LeaveOneOutScores
+from cnn_gp.regression.leave_one_out import leave_one_out
+from cnn_gp.regression.predict import error_percent
+from cnn_gp.regression.solve import solve, targets
 from cnn_gp.store.transaction import Superseded
+from helpers.matrices import stored
 from helpers.small_runs import complete, make_data
 
 
@@ -70,3 +76,42 @@ def test_a_result_that_another_program_wrote_in_the_meantime_is_kept(run, tmp_pa
     with pytest.raises(Superseded, match="was written by another program in the meantime and is kept"):
         found(run, files)
     assert files.read() == others[0]
+
+
+def test_leave_one_out_chooses_the_noise(run, tmp_path, monkeypatch):
+    noises = (0.0, 1e-3, 0.1, 1.0)
+    labels = run.labels()["Y"]
+    Y = targets(labels, 3)
+    expected = {}
+    for noise in noises:
+        solution = solve(stored(run)[0], Y, 1e-6, noise)
+        left_out = leave_one_out(solution, Y)
+        density = left_out.log_predictive_density(Y, output_scale(Y, solution.alpha))
+        expected[noise] = LeaveOneOutScores(error_percent(left_out.means, labels), pytest.approx(density, rel=1e-9))
+    files = ResultFiles(tmp_path / "results", "small")
+    result = found(run, files, noises=noises, noise_by="loo")
+    assert {tried.noise: tried.leave_one_out for tried in result.noise_search} == expected
+    densities = {tried.noise: tried.leave_one_out.log_predictive_density for tried in result.noise_search}
+    assert result.noise == max(densities, key=densities.get) and result.leave_one_out is None
+    assert files.read() == result and result.settings.noise_by == "loo"
+    by_validation = found(run, ResultFiles(tmp_path / "validation", "small"), noises=noises)
+    assert all(tried.leave_one_out is None for tried in by_validation.noise_search)
+    # Another noise than the validation images choose, and its solution.
+    assert by_validation.noise != result.noise
+    alone = ResultFiles(tmp_path / "alone", "small")
+    assert found(run, alone, noises=(result.noise,)).validation_error == result.validation_error
+    for name, array in alone.read_arrays(alone.read()).items():
+        np.testing.assert_array_equal(array, files.read_arrays(result)[name])
+    # What chose it isn't computed again.
+    calls = []
+    real = classify.leave_one_out
+    monkeypatch.setattr(classify, "leave_one_out", lambda *a: calls.append(a) or real(*a))
+    again = found(run, files, seen=files.content(), noises=noises, noise_by="loo", leave_one_out=True)
+    assert again.leave_one_out == expected[result.noise] and len(calls) == len(noises)
+
+
+def test_leave_one_out_chooses_among_several():
+    with pytest.raises(
+        UserError, match=r"--noise_by=loo chooses among several noises, and --noise is 0\.1: give several"
+    ):
+        Request(23, 9, 7, noises=(0.1,), noise_by="loo")

@@ -53,6 +53,11 @@ SCORES = Scores(0.1, 0.2, 0.3)
 FULL = replace(
     PLAIN,
     extras=("variances", "leave_one_out", "learning_curve"),
+    noise_by="loo",
+    noise_search=(
+        NoiseTried(0.0, 6.0, LeaveOneOutScores(5.0, -8000.0)),
+        NoiseTried(0.1, 5.0, LeaveOneOutScores(4.0, -7000.0)),
+    ),
     learning_curve=(Point(500, 8.0, 9.0, -1.5), Point(1000, 5.0, 10.0, -1.25)),
     scores=SetScores(SCORES, SCORES),
     leave_one_out=LeaveOneOutScores(4.0, -7.0),

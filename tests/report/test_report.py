@@ -16,6 +16,7 @@ from cnn_gp.evaluation.results import SetScores
 from cnn_gp.report import figures
 from cnn_gp.report.report import write_report
 from helpers.paths import ROOT
+from helpers.results import FULL, PLAIN
 from helpers.scripts import ENVIRONMENT, refused, script
 
 
@@ -81,6 +82,18 @@ def test_runs_whose_predictions_were_left_behind_have_no_figures(tmp_path, rng):
     (tmp_path / "a_predictions.npz").unlink()
     page, _ = write_report(tmp_path, tmp_path, read_all(tmp_path))
     assert headings(page) == ["Results", "Learning curves", "Uncertainty"]
+
+
+def test_the_noises_that_were_tried_and_what_chose(tmp_path):
+    page, _ = write_report(tmp_path, tmp_path, [replace(PLAIN, run="a"), replace(FULL, run="b", learning_curve=None)])
+    section = page.read_text().partition("## Observation noise")[2]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert lines[2:6] == [
+        ["a", "0", "6.00", "", "", ""],
+        ["a", "0.1", "5.00", "", "", "on the validation images"],
+        ["b", "0", "6.00", "5.00", "-8.0000", ""],
+        ["b", "0.1", "5.00", "4.00", "-7.0000", "by leave-one-out"],
+    ]
 
 
 def test_only_a_page_of_its_own_is_written_over(tmp_path):
