@@ -20,7 +20,7 @@ from cnn_gp import cli, shared_flags
 from cnn_gp.provenance import software
 from cnn_gp.regression.conjugate_gradients import conjugate_gradients
 from cnn_gp.regression.gram_matrix import leading_rows
-from cnn_gp.regression.pivoted_cholesky import Preconditioner, randomly_pivoted_cholesky
+from cnn_gp.regression.pivoted_cholesky import LowRank, Preconditioner, randomly_pivoted_cholesky
 from cnn_gp.regression.solve import targets
 from cnn_gp.regression.tile_products import TileProducts
 from cnn_gp.store.stored_matrix import StoredGram
@@ -79,16 +79,15 @@ def main() -> None:
     made = {}
     for name, method in METHODS.items():
         start = time.perf_counter()
-        made[name] = method(products, N, FLAGS.rank), time.perf_counter() - start
+        made[name] = LowRank(method(products, N, FLAGS.rank), float(diagonal.sum())), time.perf_counter() - start
     rows = []
     for noise in map(float, FLAGS.noise):
         added = noise * float(diagonal.mean())
-        for name, (F, factor_seconds) in made.items():
+        for name, (low_rank, factor_seconds) in made.items():
             start = time.perf_counter()
-            preconditioner = Preconditioner(F.copy(order="F"), float(diagonal.sum()), added)
             found = conjugate_gradients(
                 lambda B, added=added: products.times(B) + added * B,  # type: ignore[misc]
-                preconditioner,
+                Preconditioner(low_rank, added),
                 Y,
                 TOLERANCE,
                 max_iterations=FLAGS.max_iterations,
@@ -97,7 +96,7 @@ def main() -> None:
                 {
                     "noise": noise,
                     "preconditioner": name,
-                    "rank": F.shape[1],
+                    "rank": low_rank.rank,
                     "iterations": found.iterations,
                     "setup": factor_seconds,
                     "seconds": time.perf_counter() - start,

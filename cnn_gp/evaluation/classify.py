@@ -318,7 +318,7 @@ def _best(
         return solve(Kxx, Y, request.jitter, noise, say, client, lambda: run.images()["X"], iterative)
 
     def make_room(best: Solution) -> None:
-        if iterative is not None or not has_memory(Kxx, len(Y)):
+        if not has_memory(Kxx, len(Y)):
             # For two factors, that is.
             best.factor.make_room(run.folder)
 

@@ -7,6 +7,7 @@ solution as its residual says; what the factorisation has for nothing, the log d
 
 import math
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..errors import UserError
 from .conjugate_gradients import Converged, Kept, conjugate_gradients
 from .gram_matrix import GramMatrix
 from .log_determinant import log_determinant
-from .pivoted_cholesky import Preconditioner, default_rank, randomly_pivoted_cholesky
+from .pivoted_cholesky import LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
 from .tile_products import TileProducts
 
 #: The relative residual that is aimed at.
@@ -34,14 +35,25 @@ _SHARE = 0.7
 _VECTORS = 16
 
 
-@dataclass(frozen=True)
+@dataclass
 class Iterative:
-    """How to solve by conjugate gradients."""
+    """How to solve by conjugate gradients; solves of one matrix that follow each other share what they can."""
 
     memory: int | None = None
     """Bytes for the preconditioner, the vectors and the tiles that are kept; by default most of what is available."""
     kept: Callable[[str], Kept] | None = None
     """Where the state of the solve is kept, by the name of the solve; None: nowhere."""
+
+    def __post_init__(self) -> None:
+        self._prepared: weakref.ref[Prepared] | None = None
+
+    def prepared(self, gram: GramMatrix, N: int, n_columns: int) -> "Prepared":
+        """What doesn't depend on the noise; the last one again, where it is still in use and of the same matrix."""
+        there = None if self._prepared is None else self._prepared()
+        if there is None or there.gram is not gram or (there.N, there.n_columns) != (N, n_columns):
+            there = Prepared(gram, N, n_columns, *self.plan(gram, N, n_columns))
+            self._prepared = weakref.ref(there)
+        return there
 
     def plan(self, gram: GramMatrix, N: int, n_columns: int) -> tuple[int, int]:
         """
@@ -61,49 +73,67 @@ class Iterative:
         return rank, total - fixed - 16 * N * rank
 
 
+class Prepared:
+    """
+    What all solves for the leading [N, N] of a Gram matrix share, whatever is added to its diagonal.
+
+    :param n_columns: of the right sides.
+    :param rank: of the preconditioner, at most.
+    :param room: bytes of tiles that may stay in memory.
+    """
+
+    def __init__(self, gram: GramMatrix, N: int, n_columns: int, rank: int, room: int) -> None:
+        self.gram, self.N, self.n_columns, self._rank = gram, N, n_columns, rank
+        self.products = TileProducts(gram, N, room)
+        self._leading: tuple[int, LowRank] | None = None
+
+    def low_rank(self, n: int, say: Callable[[str], None] = lambda line: None) -> LowRank:
+        """An approximation of the leading n rows and columns: the last one is kept."""
+        if self._leading is None or self._leading[0] != n:
+            self._leading = None
+            start = time.perf_counter()
+            rank = min(self._rank, default_rank(n, self.n_columns, math.inf))
+            trace = float(self.products.diagonal()[:n].sum())
+            self._leading = n, LowRank(randomly_pivoted_cholesky(self.products, n, rank), trace)
+            say(
+                f"Preconditioner of rank {self._leading[1].rank:,} in {time.perf_counter() - start:.0f} s; "
+                f"{self.products.share_in_memory:.0%} of the tiles stay in memory."
+            )
+        return self._leading[1]
+
+
 class IterativeFactor:
     """
-    What a :class:`~cnn_gp.regression.cholesky.Factor` is asked for, for the leading [N, N] of a Gram matrix.
+    What a :class:`~cnn_gp.regression.cholesky.Factor` is asked for, without a factor.
 
     :param added: to the diagonal.
-    :param n_columns: of the right sides.
     :param name: of the solve, under which its state is kept.
     :param say: called with lines of text on the way.
     """
 
     def __init__(
         self,
-        gram: GramMatrix,
-        N: int,
+        prepared: Prepared,
         added: float,
-        n_columns: int,
-        how: Iterative,
+        kept: Callable[[str], Kept] | None,
         name: str,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.N, self._added, self._how, self._name, self._say = N, added, how, name, say
-        self._n_columns = n_columns
-        self.bounds = [(start, min(start + AT_A_TIME, N)) for start in range(0, N, AT_A_TIME)]
-        self.rank, room = how.plan(gram, N, n_columns)
-        self._products = TileProducts(gram, N, room)
-        self._leading: tuple[int, Preconditioner] | None = None
+        self.N, self._prepared, self._added, self._say = prepared.N, prepared, added, say
+        self._kept = None if kept is None else kept(name)
+        self.bounds = [(start, min(start + AT_A_TIME, self.N)) for start in range(0, self.N, AT_A_TIME)]
         self._log_determinants: dict[int, tuple[float, float]] = {}
         self.iterations = 0
         """Of the first solve."""
-        start = time.perf_counter()
-        self.rank = self._preconditioner(N).rank
-        say(
-            f"Preconditioner of rank {self.rank:,} in {time.perf_counter() - start:.0f} s; "
-            f"{self._products.share_in_memory:.0%} of the tiles stay in memory."
-        )
+        self._preconditioned: tuple[LowRank, Preconditioner] | None = None
+        self.rank = prepared.low_rank(self.N, say).rank
 
     def solve(self, B: np.ndarray, n: int | None = None) -> np.ndarray:
         """The matrix's (or its leading n rows' and columns') inverse times B [n, m]."""
         n = self.N if n is None else n
         if len(B) != n:
             raise ValueError(f"The right side has {len(B)} rows; expected {n}.")
-        is_first = self.iterations == 0
-        kept = self._how.kept(self._name) if is_first and self._how.kept is not None else None
+        kept = self._kept if self.iterations == 0 else None
         found = conjugate_gradients(self.times, self._preconditioner(n), np.array(B, np.float64), TOLERANCE, kept)
         self.iterations = self.iterations or found.iterations
         if found.is_stagnant:
@@ -112,7 +142,7 @@ class IterativeFactor:
 
     def times(self, B: np.ndarray) -> np.ndarray:
         """The matrix (or its leading n rows and columns) times B [n, m]."""
-        return self._products.times(B) + self._added * B
+        return self._prepared.products.times(B) + self._added * B
 
     def quadratic_forms(self, B: np.ndarray) -> np.ndarray:
         """b^T A^-1 b for each column b of B [N, m]."""
@@ -141,8 +171,7 @@ class IterativeFactor:
         return math.nan, self._preconditioner(self.N).largest
 
     def make_room(self, folder: Path) -> None:
-        """Give the tiles back; they are read again."""
-        self._products = TileProducts(self._products.gram, self.N, 0)
+        """Nothing to do here: a solve that follows shares what is in memory."""
 
     def _estimate(self, n: int | None) -> tuple[float, float]:
         n = self.N if n is None else n
@@ -151,14 +180,11 @@ class IterativeFactor:
         return self._log_determinants[n]
 
     def _preconditioner(self, n: int) -> Preconditioner:
-        """Of the leading n rows and columns: the last one is kept."""
-        if self._leading is None or self._leading[0] != n:
-            self._leading = None
-            rank = min(self.rank, default_rank(n, self._n_columns, math.inf))
-            trace = float(self._products.diagonal()[:n].sum())
-            F = randomly_pivoted_cholesky(self._products, n, rank)
-            self._leading = n, Preconditioner(F, trace, self._added)
-        return self._leading[1]
+        """Of the leading n rows and columns."""
+        low_rank = self._prepared.low_rank(n)
+        if self._preconditioned is None or self._preconditioned[0] is not low_rank:
+            self._preconditioned = low_rank, Preconditioner(low_rank, self._added)
+        return self._preconditioned[1]
 
 
 def _stagnant(found: Converged, n: int) -> str:

@@ -95,29 +95,43 @@ def _accept(H: np.ndarray, rng: np.random.Generator, *, greedy: bool) -> tuple[n
     return chosen, triangle
 
 
+class LowRank:
+    """
+    F F^T by its eigenvectors, an approximation of a matrix from below.
+
+    :param F: [N, rank], which is written over.
+    :param trace: of the matrix.
+    """
+
+    def __init__(self, F: np.ndarray, trace: float) -> None:
+        self.N, self.rank = F.shape
+        self.trace = trace
+        self.left = max(0.0, trace - float(np.einsum("ij,ij->", F, F)))
+        """Of the trace, what the approximation leaves."""
+        if self.rank == 0:
+            self.Q, self.eigenvalues, self.V = F, np.zeros(0), np.zeros((0, 0))
+            return
+        self.Q, R = qr(F, mode="economic", overwrite_a=True, check_finite=False)
+        eigenvalues, self.V = eigh(R @ R.T)
+        self.eigenvalues = np.maximum(eigenvalues, 0)
+        """[rank], of the eigenvectors Q V."""
+
+
 class Preconditioner:
     """
     M = F F^T + mu I, of which M^-1/2 and the determinant are needed.
 
     mu is what is added to the diagonal, and the mean of what the approximation leaves of it.
 
-    :param F: [N, rank], which is written over.
-    :param trace: of the matrix, without what is added.
+    :param low_rank: F F^T, which any number of preconditioners share: of a matrix [rank, rank] each has its own.
     """
 
-    def __init__(self, F: np.ndarray, trace: float, added: float) -> None:
-        self.N, self.rank = F.shape
-        left = max(0.0, trace - float(np.einsum("ij,ij->", F, F)))
-        self.mu = added + left / self.N
+    def __init__(self, low_rank: LowRank, added: float) -> None:
+        self.N, self.rank = low_rank.N, low_rank.rank
+        self.mu = added + low_rank.left / self.N
         if not self.mu > 0:
-            self.mu = 1e-12 * trace / self.N
-        if self.rank == 0:
-            self._Q, self._eigenvalues = F, np.zeros(0)
-            self._inner = np.zeros((0, 0))
-            return
-        self._Q, R = qr(F, mode="economic", overwrite_a=True, check_finite=False)
-        eigenvalues, V = eigh(R @ R.T)
-        self._eigenvalues = np.maximum(eigenvalues, 0)
+            self.mu = 1e-12 * low_rank.trace / self.N
+        self._Q, self._eigenvalues, V = low_rank.Q, low_rank.eigenvalues, low_rank.V
         self._inner = (V * (1 / np.sqrt(self._eigenvalues + self.mu) - 1 / math.sqrt(self.mu))) @ V.T
 
     def inverse_root_times(self, B: np.ndarray) -> np.ndarray:

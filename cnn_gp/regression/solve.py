@@ -132,16 +132,18 @@ def solve(
             "look for images that are 0, or give a bias variance."
         )
     times = dict.fromkeys(("read", "factorise", "solve", "spectrum"), 0.0)
+    # Held, so that attempts at several jitters share it.
+    prepared = None if iterative is None else iterative.prepared(gram, N, Y.shape[1])
 
     def solved_at(jitter: float) -> tuple[Factor, _Approximation, int]:
         added = (jitter + noise) * mean_diagonal
         factor: Factor
-        if iterative is None:
+        if iterative is None or prepared is None:
             factor = _assemble_and_factorise(gram, N, added, times, client)
         else:
             with _timed(times, "factorise"):
                 name = f"solve_{N}_{jitter:g}_{noise:g}"
-                factor = IterativeFactor(gram, N, added, Y.shape[1], iterative, name, say)
+                factor = IterativeFactor(prepared, added, iterative.kept, name, say)
         with _timed(times, "solve"):
             return factor, *_solve_refined(gram, factor, Y, added, 0 if iterative is not None else _REFINEMENTS)
 

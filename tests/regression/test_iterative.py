@@ -14,7 +14,7 @@ from cnn_gp.regression.gram_matrix import ArrayGram, leading_rows
 from cnn_gp.regression.iterative import Iterative, IterativeFactor
 from cnn_gp.regression.leave_one_out import leave_one_out
 from cnn_gp.regression.log_determinant import log_determinant
-from cnn_gp.regression.pivoted_cholesky import Preconditioner, randomly_pivoted_cholesky
+from cnn_gp.regression.pivoted_cholesky import LowRank, Preconditioner, randomly_pivoted_cholesky
 from cnn_gp.regression.predict import posterior_variances, predict
 from cnn_gp.regression.solve import solve, targets
 from cnn_gp.regression.tile_products import TileProducts
@@ -48,7 +48,7 @@ def products(run, limit=1e9):
 
 def preconditioner(run, rank=40, added=2 * NOISE, **options):
     F = randomly_pivoted_cholesky(products(run), N, rank, **options)
-    return Preconditioner(F, float(products(run).diagonal().sum()), added)
+    return Preconditioner(LowRank(F, float(products(run).diagonal().sum())), added)
 
 
 def times(run, limit=1e9, added=2 * NOISE):
@@ -134,7 +134,7 @@ def test_a_pass_that_finds_few_pivots_is_not_the_last(greedy):
 def test_the_inverse_root_and_the_determinant(run, rng):
     F = randomly_pivoted_cholesky(products(run), N, 40)
     trace = float(products(run).diagonal().sum())
-    M = Preconditioner(F.copy(), trace, NOISE)
+    M = Preconditioner(LowRank(F.copy(), trace), NOISE)
     whole = F @ F.T + M.mu * np.eye(N)
     B = rng.normal(size=(N, 2))
     twice = M.inverse_root_times(M.inverse_root_times(B))
@@ -260,6 +260,38 @@ def test_a_stagnant_solve_says_so_in_one_line(run, Y, monkeypatch):
     assert "relative residual of" in line and "--noise" in line and "--solver=cholesky" in line
 
 
+def test_several_noises_share_the_tiles_and_the_pivots(run, Y, monkeypatch):
+    passes, real = [0], TileProducts.columns
+
+    def columns(*arguments):
+        passes[0] += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(TileProducts, "columns", columns)
+    gram, iterative = stored(run)[0], Iterative()
+    alone = solve(stored(run)[0], Y, noise=1e-2, iterative=Iterative())
+    once, passes[0] = passes[0], 0
+    said: list[str] = []
+    solutions = [solve(gram, Y, noise=noise, say=said.append, iterative=iterative) for noise in (NOISE, 1e-2)]
+    assert passes[0] == once > 0 and len([line for line in said if "Preconditioner" in line]) == 1
+    np.testing.assert_array_equal(solutions[1].alpha, alone.alpha)
+    # Another size, and what follows when nothing of the matrix is in use any more, begin anew.
+    solve(gram, Y[:200], noise=NOISE, iterative=iterative)
+    assert passes[0] > once
+    passes[0] = 0
+    del solutions
+    solve(gram, Y, noise=NOISE, iterative=iterative)
+    assert passes[0] == once
+
+
+def test_jitters_share_the_pivots(run, Y, K, monkeypatch):
+    made: list[int] = []
+    real = module.randomly_pivoted_cholesky
+    monkeypatch.setattr(module, "randomly_pivoted_cholesky", lambda *some: made.append(1) or real(*some))
+    found = solve(ArrayGram(K - 5e-4 * np.eye(N), 50), Y, iterative=Iterative())
+    assert found.jitter > 0 and made == [1]
+
+
 def test_memory_that_is_too_little(run, Y):
     with pytest.raises(UserError, match=r"need 0\.00 GB of memory and have 0\.00 GB: give a larger --memory"):
         solve(stored(run)[0], Y, noise=NOISE, iterative=Iterative(memory=1000))
@@ -269,7 +301,7 @@ def test_a_limited_memory_gives_the_same_solution(run, Y):
     Kxx = stored(run)[0]
     enough = solve(Kxx, Y, noise=NOISE, iterative=Iterative())
     little = solve(Kxx, Y, noise=NOISE, iterative=Iterative(memory=500_000))
-    assert little.factor._products.share_in_memory < 0.5 and little.factor.rank < enough.factor.rank
+    assert little.factor._prepared.products.share_in_memory < 0.5 and little.factor.rank < enough.factor.rank
     np.testing.assert_allclose(little.products, enough.products, atol=1e-6)
 
 
