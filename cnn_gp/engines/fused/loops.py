@@ -17,6 +17,7 @@ from numba import njit
 from .cache import kept
 from .microtile import PAIRS, ROWS, MicroTile, Side
 from .nonlinear import HALF, ONE, RELU, ZERO, nonlinear_row, place_across, place_down
+from .products import products_row
 from .program import OPERATIONS
 from .simd import WIDTH, fma, get, load, splat, store
 from .windows import (
@@ -66,27 +67,12 @@ def _clear_row(work, target, n):
 
 @njit
 def _input(tile, step, channels):
-    """The mean over channels of the products of pixels."""
-    work, down, across = tile.work, tile.down.pixels, tile.across.pixels
-    n, scale = step.x.outputs, splat(ONE / np.float32(channels))
-    pixels = len(across) // (channels * (PAIRS if tile.group > 0 else WIDTH))
+    n = step.x.outputs
     for y in range(step.y.outputs):
-        target, d1, d2 = step.target + y * n, place_down(step.before, y), place_across(step.before, y)
-        for p in range(n):
-            for row in range(ROWS):
-                total = splat(ZERO)
-                for channel in range(channels):
-                    k = channel * pixels + p
-                    if tile.group > 0:
-                        x2 = load(across, (row * channels * pixels + k + d2) * WIDTH)
-                        x1 = x2
-                    else:
-                        x2 = load(across, (k + d2) * WIDTH)
-                        x1 = splat(get(down, (k + d1) * ROWS + row))
-                    total = fma(x1, x2, total)
-                store(work, ((target + p) * ROWS + row) * WIDTH, scale * total)
+        target = step.target + y * n
+        products_row(tile, target, place_down(step.before, y), place_across(step.before, y), n, channels)
         if tile.tangent > 0:
-            _clear_row(work, target + tile.tangent, n)
+            _clear_row(tile.work, target + tile.tangent, n)
 
 
 @njit
