@@ -122,6 +122,16 @@ FLAGS = {
         "figures": usually("true", "false"),
     },
     "job_size": {**DATA, **DEVICES, "runs": usually("resnet_gp,2,12", "random", ",", "2,,3")},
+    "run_experiments": {
+        **DATA,
+        **DEVICES,
+        "path": RUN["path"],
+        "runs": usually("convnet_gp", "2", "convnet_gp,3", "random", ",", "2,,12"),
+        "kernel": usually("nngp", "nngp,ntk"),
+        "pool": usually("none", "none,2", "99"),
+        "extras": usually("--variances", "--learning_curve=10,20", "--leave_one_out", "--nonsense", "--path=x", "'"),
+        "keep_tiles": usually("true", "false"),
+    },
     "plot_convergence": {
         **DATA,
         "path": RUN["path"],
@@ -139,6 +149,7 @@ ALWAYS = {
     "predict": ["--path={w}", MODEL, "--images={w}/new.npz", "--out={w}/out.csv"],
     "report": ["--path={w}"],
     "job_size": ["--runs=convnet_gp", *SIZES],
+    "run_experiments": ["--path={w}", "--runs=convnet_gp", *SIZES],
     "plot_convergence": ["--path={w}/figure", "--models=convnet_gp", "--widths=2", "--draws=4", "--n_images=3"],
 }
 
@@ -230,7 +241,7 @@ def content(workdir):
 
 def may_change(script, flags, name):
     """Whether a script may write over a file that was there, or delete it."""
-    if script != "classify_gp" or "notes" in name:
+    if script not in ("classify_gp", "run_experiments") or "notes" in name:
         return False
     deletes = not {"--keep_tiles=false", "--keep_tiles=0"}.isdisjoint(flags) and (
         name.startswith("convnet_gp/") or name == "convnet_gp.h5"
@@ -246,8 +257,8 @@ def check_right(script, flags, workdir, n_images):
             workdir / given["path"], given.get("run_name") or run_name(given["model"], int(given.get("seed", 53)))
         )
         assert run.parts.missing(verify=True) == ([], {})
-    elif script == "classify_gp":
-        for path in workdir.rglob("convnet_gp.json"):
+    elif script in ("classify_gp", "run_experiments"):
+        for path in workdir.rglob("results/*.json" if script == "run_experiments" else "convnet_gp.json"):
             result = json.loads(path.read_text(), parse_constant=pytest.fail)
             assert 0 <= result["test_error"] <= 100 and 0 <= result["relative_residual"] < 1
     elif script == "predict":
