@@ -75,18 +75,8 @@ def checkout(tmp_path_factory):
     return Checkout(tmp_path_factory.mktemp("checkout"))
 
 
-#: The pages whose commands take longest.
-LONG = ("docs/usage.md", "docs/running.md", "docs/tutorial.md", "docs/gpflow.md", "docs/estimators.md")
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        pytest.param(d, marks=pytest.mark.long if d in LONG else ())
-        for d in DOCUMENTS
-        if any(why_not(d, block) is None for block in blocks(d))
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(why_not(d, block) is None for block in blocks(d))])
 def test_every_block_runs(document, checkout, monkeypatch, request):
     monkeypatch.chdir(checkout.folder)
     to_run = [block for block in blocks(document) if why_not(document, block) is None]

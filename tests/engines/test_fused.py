@@ -598,6 +598,7 @@ def test_lanes_are_not_reordered():
     assert ROWS * WIDTH == PAIRS
 
 
+@pytest.mark.long
 def test_the_other_width_gives_the_same_bits(tmp_path):
     """With AVX-512: vectors of 8 in the machine code of a processor that has AVX2 only. Without: vectors of 16."""
     kernels = [KERNELS[name][0] for name in ("resnet", "erf", "step", "resnet, ntk", "pool, erf, ntk")]
