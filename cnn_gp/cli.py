@@ -85,7 +85,13 @@ def command() -> str:
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         if flag.present:
             is_place = flag.name in _PLACES or Path(str(flag.value)).is_absolute()
-            words.append(f"--{flag.name}={flag.name.upper()}" if is_place else flag.serialize())
+            if is_place:
+                words.append(f"--{flag.name}={flag.name.upper()}")
+            elif isinstance(flag.value, list):
+                items = (Path(item).name if Path(item).is_absolute() else item for item in map(str, flag.value))
+                words.append(f"--{flag.name}={','.join(items)}")
+            else:
+                words.append(flag.serialize())
     return shlex.join(words)
 
 

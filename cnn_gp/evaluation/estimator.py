@@ -24,11 +24,10 @@ from ..progress import silent
 from ..regression.gram_matrix import GramMatrix
 from ..regression.leave_one_out import LeaveOneOut, leave_one_out
 from ..regression.lower_triangle import LowerTriangle
-from ..regression.predict import posterior_means, posterior_variances
 from ..regression.solve import Solution, solve
-from .computed_gram import ComputedGram, computed_kernels
+from .computed_gram import ComputedGram
 from .noise_choice import best_noise
-from .predict_images import check_finite
+from .predict_images import posterior
 
 if TYPE_CHECKING:
     from ..kernels.architectures import Pool
@@ -287,14 +286,7 @@ class NNGPEstimator(BaseEstimator):
                 warnings.warn(remark.removeprefix("warning: "), stacklevel=3)
             whitened = pixels if self._zca is None else self._zca.transform(pixels)
             pixels = whitened.astype(self.X_train_.dtype)
-            means, found = [], []
-            for kernel in computed_kernels(self._engine(), pixels, self.X_train_):
-                n_rows = len(kernel.K)
-                means += posterior_means(kernel, [solution.alpha], n_rows)
-                found.append(posterior_variances(kernel, solution, n_rows) if variances else np.zeros(n_rows))
-            result = np.concatenate(means)
-            check_finite(result, pixels)
-            return result, np.concatenate(found)
+            return posterior(self._engine(), pixels, self.X_train_, solution, variances=variances)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_solution")

@@ -8,7 +8,7 @@ the class whose latent value is the largest; its probability is a one-dimensiona
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_ndtr, logsumexp
+from scipy.special import entr, log_ndtr, logsumexp
 
 from ..errors import UserError
 
@@ -105,17 +105,23 @@ def brier_score(log_p: np.ndarray, labels: np.ndarray) -> float:
     return float((p**2).sum(axis=1).mean())
 
 
-def rejection(log_p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def entropy(log_p: np.ndarray) -> np.ndarray:
+    """The entropies [N] of class probabilities, in nats: 0 is certainty, log C no idea."""
+    return entr(np.exp(log_p)).sum(axis=1)
+
+
+def rejection(confidence: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Error against rejection: where the least confident images are left to someone else.
 
+    :param confidence: [N], any number that is larger for images that are to be kept longer.
+    :param wrong: [N], whether an image's class is wrong.
     :return: the shares rejected, 0 to just below 1 [N], and the error in % among the images that are kept [N].
     """
-    order = np.argsort(log_p.max(axis=1), kind="stable")[::-1]
-    wrong = (log_p.argmax(axis=1) != labels)[order]
-    kept = np.arange(1, len(labels) + 1)
-    errors = 100 * np.cumsum(wrong) / kept
-    return 1 - kept[::-1] / len(labels), errors[::-1]
+    order = np.argsort(confidence, kind="stable")[::-1]
+    kept = np.arange(1, len(wrong) + 1)
+    errors = 100 * np.cumsum(wrong[order]) / kept
+    return 1 - kept[::-1] / len(wrong), errors[::-1]
 
 
 @dataclass(frozen=True)

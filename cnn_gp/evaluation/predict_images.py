@@ -1,4 +1,4 @@
-"""Classes of new images by a finished run, from its stored solution: nothing is factorised again."""
+"""The posterior at new images: means from a stored solution, without a factor; with one also variances."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.images import flat_as_in_training
+from ..engines.engine import Engine
 from ..engines.gram import gram
 from ..errors import UserError
 from ..npz import read_npz
+from ..regression import predict
+from ..regression.solve import Solution
+from .computed_gram import computed_kernels
 from .tables import to_csv
 
 if TYPE_CHECKING:
@@ -42,11 +46,31 @@ def posterior_means(kernel: "NNGPKernel", X: np.ndarray, training: np.ndarray, a
     :raises UserError: where a mean isn't finite.
     """
     means = gram(kernel, X.astype(training.dtype), training).astype(np.float64) @ alpha
-    check_finite(means, X)
+    _check_finite(means, X)
     return means
 
 
-def check_finite(means: np.ndarray, X: np.ndarray) -> None:
+def posterior(
+    engine: Engine, X: np.ndarray, training: np.ndarray, solution: Solution, *, variances: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The posterior means [N, outputs] and variances [N], float64, at images X [N, D] of the dtype of the training images.
+
+    :param training: [N_train, D], the images of the solution.
+    :param variances: whether they are asked for; else they are 0.
+    :raises UserError: where a kernel entry or a mean isn't finite.
+    """
+    means, found = [], []
+    for kernel in computed_kernels(engine, X, training):
+        n_rows = len(kernel.K)
+        means += predict.posterior_means(kernel, [solution.alpha], n_rows)
+        found.append(predict.posterior_variances(kernel, solution, n_rows) if variances else np.zeros(n_rows))
+    result = np.concatenate(means)
+    _check_finite(result, X)
+    return result, np.concatenate(found)
+
+
+def _check_finite(means: np.ndarray, X: np.ndarray) -> None:
     """:raises UserError: where one of the posterior means [N, n_classes] at images X [N, D] isn't finite."""
     bad = np.flatnonzero(~np.isfinite(means).all(axis=1))
     if len(bad):

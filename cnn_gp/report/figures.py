@@ -49,9 +49,14 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _label(run: str) -> str:
+def label(run: str) -> str:
     """A run's name for a legend, which leaves out what begins with "_"."""
     return f" {run}" if run.startswith("_") else run
+
+
+def shade(index: int, n: int) -> tuple[float, ...]:
+    """The colour of one of n lines in an order, dark to light."""
+    return matplotlib.colormaps["viridis"](0.9 * index / max(1, n - 1))
 
 
 def _scale_errors(axes: Axes, errors: Sequence[float]) -> None:
@@ -73,7 +78,7 @@ def learning_curves(curves: Mapping[str, Sequence[Point]]) -> Figure:
     for index, (run, points) in enumerate(curves.items()):
         sizes = [point.N_train for point in points]
         color = f"C{index}"
-        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=_label(run))
+        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=label(run))
         axes.plot(sizes, [p.validation_error for p in points], "s--", color=color, ms=3)
     axes.set(xscale="log", xlabel="training images", ylabel="error in %")
     ticks = sorted({point.N_train for points in curves.values() for point in points})
@@ -107,8 +112,8 @@ def rejection_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure
     """The error among the images kept, against the share of the least confident that are rejected."""
     figure, axes = _figure()
     for run, (log_p, labels) in curves.items():
-        shares, errors = rejection(log_p, labels)
-        axes.step(100 * shares, errors, where="post", label=_label(run))
+        shares, errors = rejection(log_p.max(axis=1), log_p.argmax(axis=1) != labels)
+        axes.step(100 * shares, errors, where="post", label=label(run))
     axes.set(xlabel="rejected test images in %", ylabel="error of the others in %", xlim=(0, 50))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -182,7 +187,7 @@ def spectra(eigenvalues: dict[str, np.ndarray]) -> Figure:
     for run, values in eigenvalues.items():
         # Rounding may leave the smallest below 0, which a logarithm can't show.
         shares = np.sort(values)[::-1] / values.sum()
-        axes.plot(np.arange(1, len(shares) + 1), np.where(shares > 0, shares, np.nan), label=_label(run))
+        axes.plot(np.arange(1, len(shares) + 1), np.where(shares > 0, shares, np.nan), label=label(run))
     axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue / sum of all")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

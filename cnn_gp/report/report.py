@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..evaluation import search_table
 from ..evaluation.errors_table import errors_table, of_the_papers, percent
 from ..evaluation.metrics import confidently_wrong
+from ..evaluation.out_of_distribution import Files, table
 from ..evaluation.result_files import ResultFiles
 from ..evaluation.results import LeaveOneOutScores, Result
 from ..evaluation.tables import Table, to_csv
@@ -18,7 +19,7 @@ from ..kernels.random_search import shrunk_seeds
 from ..progress import duration
 from ..store.atomic import remove_leftovers, write_atomically
 from ..store.run_directory import RunDirectory
-from . import figures
+from . import detection_figures, figures
 from .html import as_html
 from .page import Block, Gallery, Heading, Paragraph, Picture, Thumbnail, as_markdown
 
@@ -34,6 +35,12 @@ _BEST = 3
 
 #: How a noise was chosen, by a result's noise_by.
 _CHOSEN = {"validation": "on the validation images", "loo": "by leave-one-out"}
+
+_OF_AUROC = (
+    "AUROC: the chance that of two images, one of the test images and one of these, this one has the larger entropy or "
+    "posterior variance; 0.5 is no idea. Where images are of none of the classes, accuracy counts them as wrong, among "
+    "as many test images."
+)
 
 #: Wrong images of a run that are shown one by one.
 _MOST = 100
@@ -189,6 +196,30 @@ def _uncertainty(report: _Report) -> list[Block]:
     return blocks
 
 
+def _out_of_distribution(report: _Report) -> list[Block]:
+    there = [(r, found) for r in report.shown if (found := Files(report.folder, r.run).read()) is not None]
+    runs = {r.run: found for r, found in there if found.is_of(r)}
+    old = [r.run for r, found in there if not found.is_of(r)]
+    blocks: list[Block] = [Heading("Images unlike the training images")] if there else []
+    if runs:
+        blocks += [
+            table(runs),
+            Paragraph(_OF_AUROC),
+            report.figure("out_of_distribution", detection_figures.aurocs(runs), "How well they are told apart"),
+        ]
+    for run, found in runs.items():
+        blocks.append(
+            report.figure(
+                f"{run}_out_of_distribution",
+                detection_figures.accuracies(found),
+                f"{run}: accuracy against rejection",
+            )
+        )
+    if old:
+        blocks.append(Paragraph(f"Left out, for their result is another by now: {', '.join(old)}."))
+    return blocks
+
+
 def _spectra(report: _Report) -> list[Block]:
     runs = [r for r in report.drawn if "spectrum" in r.extras]
     if not runs:
@@ -244,6 +275,7 @@ _SECTIONS: tuple[Callable[[_Report], list[Block]], ...] = (
     _random_search,
     _noises,
     _uncertainty,
+    _out_of_distribution,
     _spectra,
     _runs,
 )

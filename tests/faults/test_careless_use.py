@@ -96,6 +96,7 @@ FLAGS = {
         "N_test": usually("5", "11"),
         "jitter": usually("1e-6", "1e6"),
         "noise": usually("0,1e-3", "1e-2,x", "1e5"),
+        "noise_by": usually("loo", "validation"),
         "variances": usually("true"),
         "ensemble": usually("false", "true"),
         "nngp_run": usually("convnet_gp", "mine"),
@@ -115,6 +116,13 @@ FLAGS = {
         "images": usually("{w}/new.npz", "{w}/nowhere.npz", "{w}/notes.txt"),
         "out": usually("{w}/o.csv", "{w}/notes.txt", "{w}", "{w}/notes.txt/below", "{w}/sub/o.csv"),
         "overwrite": usually("false"),
+    },
+    "out_of_distribution": {
+        **RUN,
+        "csv_dir": usually("results", "notes.txt", "nowhere"),
+        "against": usually("shift:1", "rotation:x", "noise:1e308,shift:-3", "{w}/data.npz", "{w}/data.npz", "digits"),
+        "data_dir": usually("{w}", "/nowhere"),
+        "N_test": usually("1", "5", "11"),
     },
     "report": {
         "path": RUN["path"],
@@ -147,6 +155,7 @@ ALWAYS = {
     "save_kernels": ["--path={w}", MODEL, *SIZES],
     "classify_gp": ["--path={w}", MODEL],
     "predict": ["--path={w}", MODEL, "--images={w}/new.npz", "--out={w}/out.csv"],
+    "out_of_distribution": ["--path={w}", MODEL, "--against=rotation:20"],
     "report": ["--path={w}"],
     "job_size": ["--runs=convnet_gp", *SIZES],
     "run_experiments": ["--path={w}", "--runs=convnet_gp", *SIZES],
@@ -261,6 +270,10 @@ def check_right(script, flags, workdir, n_images):
         for path in workdir.rglob("results/*.json" if script == "run_experiments" else "convnet_gp.json"):
             result = json.loads(path.read_text(), parse_constant=pytest.fail)
             assert 0 <= result["test_error"] <= 100 and 0 <= result["relative_residual"] < 1
+    elif script == "out_of_distribution":
+        (path,) = workdir.rglob("out_of_distribution/*.json")
+        for found in json.loads(path.read_text(), parse_constant=pytest.fail)["sets"]:
+            assert all(0 <= value <= 1 for key, value in found.items() if key.startswith("auroc"))
     elif script == "predict":
         with open(workdir / given["out"]) as file:
             lines = list(csv.DictReader(file))
