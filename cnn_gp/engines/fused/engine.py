@@ -2,14 +2,13 @@
 The fused engine: float32 kernels on the CPU, a few pairs of images at a time through all layers, in Numba.
 
 It runs a :class:`~.program.Program`, not the kernel, and doesn't import TensorFlow. The machine code and
-the reasons for its speed are in :mod:`.loops`; here is what surrounds it: which images go through it together, and
-threads.
+the reasons for its speed are in :mod:`.loops`; here is what surrounds it: which images go through it together
+(:mod:`.prepared` lays them out), and threads.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +17,10 @@ from ..threads import each, n_cores
 from .cache import is_kept
 from .loops import covariances, variances
 from .microtile import PAIRS, POLYNOMIALS, ROWS, Side
+from .prepared import Codes, Memory, PreparedImages
 from .program import Code, Compiled, Program
 from .simd import WIDTH
-from .streamed import Stage, Streamed, streamed
+from .streamed import Streamed
 
 if TYPE_CHECKING:
     from ..engine import Progress
@@ -36,162 +36,11 @@ def is_compiled() -> bool:
 
 def positions_per_entry(program: Program) -> int:
     """How many numbers the steps write for a pair of images, at all displacements: its time is about proportional."""
-    code = _Code(program)
+    code = Codes(program)
     codes = [code.images.code] if code.images.displaced is None else code.images.displaced
     if code.streamed is not None:
         codes = [code.streamed.code]
     return sum(int((one.steps["y"]["outputs"] * one.steps["x"]["outputs"]).sum()) for one in codes)
-
-
-class _Memory(threading.local):
-    """A thread's own work array and deviations."""
-
-    def __init__(self, positions: int, n_deviations: int) -> None:
-        self.work = _aligned(positions * PAIRS)
-        self.deviations = _aligned(n_deviations * 2 * PAIRS)
-
-
-class _Code:
-    """A program's codes, and what is done with them in a thread's memory."""
-
-    def __init__(self, program: Program, *, merge: bool = True) -> None:
-        programs = [program]
-        while (head := programs[-1].head) is not None and head.size != (1, 1):
-            programs.append(head)
-        stages = [
-            Stage(one.compiled(merge=merge), None if one.pool is None else (one.pool.y, one.pool.x)) for one in programs
-        ]
-        self.images = stages[0].compiled
-        self.head = None if head is None else head.compiled(merge=merge)
-        # Where there are pools in the middle: for an image's own map after each, and for a pair all of it.
-        self.later = [(streamed(stages[:n], to_map=True), stages[n].compiled) for n in range(1, len(stages))]
-        self.streamed = streamed(stages) if self.later else None
-        parts = [self.images, self.head, self.streamed, *(part for pair in self.later for part in pair)]
-        self.positions = max(part.positions for part in parts if part is not None)
-        # A nonlinearity of the pooled pixel needs each image's own variance.
-        self.needs_pooled = head is not None and any(step.before for step in head.steps)
-
-    def n_calls(self, groups: int) -> int:
-        """How often ``done`` is called for so many groups of ROWS images."""
-        if self.images.displaced is None or self.streamed is not None:
-            return groups
-        return groups * len(self.images.displaced)
-
-    def entries(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
-        """
-        The kernels of a column of micro-tiles, [covariances and tangents, rows, WIDTH].
-
-        :param done: called with the number of micro-tiles that went through the program once more.
-        """
-        entries = self.pooled(memory, down, across, done)
-        if self.head is not None:
-            covariances(self.head.code, memory.work, down, across, POLYNOMIALS, entries)
-        return entries
-
-    def pooled(self, memory: _Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
-        """The same before the head, [kernels, rows, WIDTH]."""
-        code, displaced = self.images.code, self.images.displaced
-        n_groups = len(down.pixels)
-        if self.streamed is not None:
-            code = self.streamed.code
-            entries = np.zeros((code.kernels, n_groups * ROWS, WIDTH))
-            # One at a time takes long enough.
-            for group in range(n_groups):
-                one = Side(down.pixels[group : group + 1], down.deviations[group : group + 1])
-                rows = entries[:, group * ROWS : (group + 1) * ROWS]
-                covariances(code, memory.work, one, across, POLYNOMIALS, rows)
-                if done is not None:
-                    done(1)
-            return entries
-        entries = np.zeros((code.kernels, n_groups * ROWS, WIDTH))
-        for at_displacement in [code] if displaced is None else displaced:
-            covariances(at_displacement, memory.work, down, across, POLYNOMIALS, entries)
-            if done is not None:
-                done(n_groups)
-        return entries
-
-    def own_maps(self, part: Streamed, memory: _Memory, down: Side, across: Side, length: int) -> np.ndarray:
-        """
-        Of WIDTH images, which are down too, the covariances of each with itself, and the tangents.
-
-        :return: [covariances and tangents, length of the map, WIDTH]
-        """
-        code, maps = part.code, memory.work.reshape(-1, ROWS, WIDTH)
-        starts = [code.result, code.result + code.tangent] if code.tangent else [code.result]
-        found = np.empty((len(starts), length, WIDTH), np.float32)
-        for group in range(WIDTH // ROWS):
-            one = Side(down.pixels[group : group + 1], down.deviations[group : group + 1])
-            covariances(code, memory.work, one, across, POLYNOMIALS, np.zeros((code.kernels, ROWS, WIDTH)))
-            for i, start in enumerate(starts):
-                for row in range(ROWS):
-                    image = group * ROWS + row
-                    found[i, :, image] = maps[start : start + length, row, image]
-        return found
-
-
-class _Prepared(NamedTuple):
-    """Up to PAIRS images, padded to PAIRS, with their deviations, in ROWS groups of WIDTH images."""
-
-    pixels: np.ndarray
-    """[ROWS, D, WIDTH]"""
-    deviations: np.ndarray
-    """[ROWS, n_deviations, 2, WIDTH]: the memory's, good until it prepares the next images."""
-    variances: np.ndarray
-    """
-    [covariances and tangents, PAIRS] of each image with itself; before a pool without meaning where they aren't asked
-    for.
-    """
-
-    @classmethod
-    def of(cls, X: np.ndarray, code: _Code, memory: _Memory, *, diagonal: bool = False) -> "_Prepared":
-        """
-        Images [N, D]; where there are fewer than PAIRS, the last one is repeated.
-
-        :param diagonal: whether the variances are asked for; without a pool they come by the way.
-        """
-        n_groups = -(-len(X) // WIDTH)
-        missing = PAIRS - len(X)
-        X = np.concatenate([X, np.repeat(X[-1:], missing, axis=0)]) if missing else X
-        pixels = np.ascontiguousarray(X.reshape(ROWS, WIDTH, -1).transpose(0, 2, 1))
-        result = np.zeros((code.images.code.kernels, PAIRS))
-        side = Side(pixels.reshape(-1), memory.deviations)
-        variances(code.images.code, memory.work, side, POLYNOMIALS, result)
-        prepared = cls(pixels, memory.deviations.reshape(ROWS, -1, 2, WIDTH), result)
-        for part, stage in code.later:
-            # As in the pairs' program, so that an image's variances are its covariances with itself to the bit.
-            given = stage.code.steps[0]
-            length = int(given["y"]["outputs"] * given["x"]["outputs"])
-            own = [code.own_maps(part, memory, *side, length) for side in prepared.both_sides(n_groups)]
-            maps = memory.work.reshape(-1, ROWS, WIDTH)
-            for i in range(len(own[0])):
-                place = stage.code.given + i * stage.code.tangent
-                maps[place : place + length] = 0
-                for group, found in enumerate(own):
-                    maps[place : place + length, group] = found[i]
-            variances(stage.code._replace(given=-1), memory.work, side, POLYNOMIALS, result)
-        if code.head is not None and (diagonal or code.needs_pooled):
-            # The covariances of each image with itself, so that they are the matrix's to the bit.
-            for group, (down, across) in enumerate(prepared.both_sides(n_groups)):
-                entries = code.pooled(memory, down, across)
-                result[:, group * WIDTH : (group + 1) * WIDTH] = entries.diagonal(axis1=1, axis2=2)
-            variances(code.head.code, memory.work, side, POLYNOMIALS, result)
-        return prepared
-
-    def both_sides(self, n_groups: int) -> list[tuple[Side, Side]]:
-        """Of each of the first groups, its WIDTH images down and across."""
-        down, height = self.down(), WIDTH // ROWS
-        rows = [slice(group * height, (group + 1) * height) for group in range(n_groups)]
-        return [(Side(down.pixels[at], down.deviations[at]), self.across(i)) for i, at in enumerate(rows)]
-
-    def across(self, group: int) -> Side:
-        """A group of WIDTH images as a micro-tile's columns."""
-        return Side(self.pixels[group].reshape(-1), self.deviations[group].reshape(-1))
-
-    def down(self) -> Side:
-        """All images as the rows of WIDTH micro-tiles, one below the other: copies [WIDTH, ...]."""
-        pixels = self.pixels.reshape(ROWS, -1, WIDTH // ROWS, ROWS).transpose(0, 2, 1, 3)
-        deviations = self.deviations.reshape(ROWS, -1, 2, WIDTH // ROWS, ROWS).transpose(0, 3, 1, 4, 2)
-        return Side(pixels.reshape(WIDTH, -1), deviations.reshape(WIDTH, -1))
 
 
 class FusedEngine:
@@ -213,8 +62,8 @@ class FusedEngine:
         self._program = program
         self.n_threads = n_threads or n_cores()
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="fused")
-        self._code = _Code(program)
-        self._memory = _Memory(self._code.positions, program.n_deviations)
+        self._code = Codes(program)
+        self._memory = Memory(self._code.positions, program.n_deviations)
 
     @property
     def program(self) -> Program:
@@ -272,10 +121,10 @@ class FusedEngine:
     def first_non_finite(self, x: np.ndarray, x2: np.ndarray) -> str:
         """For an error message: the layer in which the kernel of two images [D] first isn't finite."""
         # One step at a time, each value in a place of its own.
-        code = _Code(self._program, merge=False)
-        memory = _Memory(code.positions, self._program.n_deviations)
+        code = Codes(self._program, merge=False)
+        memory = Memory(code.positions, self._program.n_deviations)
         maps = memory.work.reshape(-1, PAIRS)
-        prepared = _Prepared.of(self._checked(np.stack([x, x2])), code, memory, diagonal=True)
+        prepared = PreparedImages.of(self._checked(np.stack([x, x2])), code, memory, diagonal=True)
         down, across = prepared.down(), prepared.across(0)
         images = Side(prepared.pixels.reshape(-1), memory.deviations)
 
@@ -320,9 +169,9 @@ class FusedEngine:
             raise UserError(f"The images have shape {X.shape}; expected [N, {D}], flattened channel first.")
         return X
 
-    def _prepare(self, X: np.ndarray, *, diagonal: bool = False) -> _Prepared:
+    def _prepare(self, X: np.ndarray, *, diagonal: bool = False) -> PreparedImages:
         """In a thread, in its memory."""
-        return _Prepared.of(X, self._code, self._memory, diagonal=diagonal)
+        return PreparedImages.of(X, self._code, self._memory, diagonal=diagonal)
 
     def _strip(
         self,
@@ -417,10 +266,3 @@ def _n_entries(start: int, stop: int, first: int, last: int, symmetric: bool) ->
     if not symmetric:
         return (stop - start) * (last - first)
     return sum(max(0, min(stop, column + 1) - start) for column in range(first, last))
-
-
-def _aligned(n: int) -> np.ndarray:
-    """n float32 numbers that begin at a cache line: a vector that straddles two costs twice."""
-    buffer = np.empty(n + 16, np.float32)
-    start = -(buffer.ctypes.data // buffer.itemsize) % 16
-    return buffer[start : start + n]
