@@ -41,6 +41,19 @@ def hyperparameters(kernel: dict[str, Any]) -> Hyperparameters:
     )
 
 
+def readout_pool(kernel: dict[str, Any]) -> int | str | None:
+    """The average pool before the first dense layer, as ``--pool`` has it: None, pixels on a side, or "global"."""
+    layers = kernel["network"].get("layers", [])
+    readout = next((i for i, layer in enumerate(layers) if layer["layer"] == "Dense"), 0)
+    pool = layers[readout - 1] if readout else {"layer": None}
+    if pool["layer"] == "GlobalAvgPool":
+        return "global"
+    # With another stride it is one of the network's own pools.
+    if pool["layer"] == "AvgPool" and (pool["stride"], pool["padding"]) == (1, "SAME"):
+        return pool["size"] if isinstance(pool["size"], int) else None
+    return None
+
+
 def _walk(layer: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield layer
     for child in layer.get("layers", layer.get("branches", ())):

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from ..errors import UserError
 from ..evaluation.hyperparameters import PerAxis
 from ..evaluation.metrics import confidently_wrong, rejection, reliability
 from ..evaluation.results import Result
-from ..regression.learning_curve import Point
 from ..store.atomic import write_atomically
 from .convergence import Samples, standardised
 
@@ -59,7 +58,7 @@ def shade(index: int, n: int) -> tuple[float, ...]:
     return matplotlib.colormaps["viridis"](0.9 * index / max(1, n - 1))
 
 
-def _scale_errors(axes: Axes, errors: Sequence[float]) -> None:
+def scale_errors(axes: Axes, errors: Sequence[float]) -> None:
     """An axis of errors: logarithmic if none is 0, with plain numbers where its own ticks would be powers of ten."""
     if min(errors) <= 0:
         axes.set_ylim(bottom=0)
@@ -68,27 +67,10 @@ def _scale_errors(axes: Axes, errors: Sequence[float]) -> None:
     low, high = axes.get_ylim()
     levels = [m * 10.0**k for k in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)]
     levels = [level for level in levels if low <= level <= high]
+    if len(levels) < 4:
+        levels = [float(level) for level in MaxNLocator(5).tick_values(low, high) if low <= level <= high]
     axes.set_yticks(levels, [f"{level:g}" for level in levels])
     axes.minorticks_off()
-
-
-def learning_curves(curves: Mapping[str, Sequence[Point]]) -> Figure:
-    """Validation (dashed) and test errors against the number of training images."""
-    figure, axes = _figure(6.6)
-    for index, (run, points) in enumerate(curves.items()):
-        sizes = [point.N_train for point in points]
-        color = f"C{index}"
-        axes.plot(sizes, [p.test_error for p in points], "o-", color=color, ms=4, label=label(run))
-        axes.plot(sizes, [p.validation_error for p in points], "s--", color=color, ms=3)
-    axes.set(xscale="log", xlabel="training images", ylabel="error in %")
-    ticks = sorted({point.N_train for points in curves.values() for point in points})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, ha="right")
-    _scale_errors(axes, [e for points in curves.values() for p in points for e in (p.test_error, p.validation_error)])
-    axes.grid(alpha=0.3)
-    axes.plot([], [], "o-", color="0.4", ms=4, label="test")
-    axes.plot([], [], "s--", color="0.4", ms=3, label="validation")
-    figure.legend(fontsize="small", loc="outside right upper")
-    return figure
 
 
 def reliability_diagram(log_p: np.ndarray, labels: np.ndarray, title: str) -> Figure:
@@ -221,7 +203,7 @@ def random_search(results: Sequence[Result]) -> Figure:
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("validation error in %")
-    _scale_errors(panels[0], errors)
+    scale_errors(panels[0], errors)
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     return figure
 

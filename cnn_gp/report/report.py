@@ -19,7 +19,7 @@ from ..kernels.random_search import shrunk_seeds
 from ..progress import duration
 from ..store.atomic import remove_leftovers, write_atomically
 from ..store.run_directory import RunDirectory
-from . import detection_figures, figures
+from . import comparison_figures, detection_figures, figures
 from .html import as_html
 from .page import Block, Gallery, Heading, Paragraph, Picture, Thumbnail, as_markdown
 
@@ -123,11 +123,18 @@ def _check_ours(page: Path, first_line: str) -> None:
 
 
 def _learning_curves(report: _Report) -> list[Block]:
-    curves = {r.run: r.learning_curve for r in report.shown if r.learning_curve and len(r.learning_curve) > 1}
+    curves = [r for r in report.shown if r.learning_curve and len(r.learning_curve) > 1]
     if not curves:
         return []
-    figure = figures.learning_curves(curves)
+    figure = comparison_figures.learning_curves(curves)
     return [Heading("Learning curves"), report.figure("learning_curves", figure, "Errors against training images")]
+
+
+def _pools(report: _Report) -> list[Block]:
+    figure = comparison_figures.by_pool(report.shown)
+    if figure is None:
+        return []
+    return [Heading("Pools"), report.figure("pools", figure, "Errors against the pool before the readout")]
 
 
 def _random_search(report: _Report) -> list[Block]:
@@ -272,6 +279,7 @@ def _thumbnail(
 #: The page's sections in their order; each returns its blocks, none where it has nothing to show.
 _SECTIONS: tuple[Callable[[_Report], list[Block]], ...] = (
     _learning_curves,
+    _pools,
     _random_search,
     _noises,
     _uncertainty,

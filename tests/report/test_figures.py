@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from cnn_gp.regression.learning_curve import Point
-from cnn_gp.report import figures
+from cnn_gp.report import comparison_figures, figures
 from helpers.results import PLAIN
 
 
 def drawn(figure):
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     return figure
 
 
@@ -34,7 +34,8 @@ def test_labels_of_sixty_classes_dont_overlap():
 
 @pytest.mark.parametrize("smallest", [0.0, 1.0])
 def test_an_error_of_zero_stays_in_the_figure(smallest):
-    curve = figures.learning_curves({"a": [Point(10, 5.0, 4.0, -1.0), Point(20, 2.0, smallest, -1.0)]})
+    points = (Point(10, 5.0, 4.0, -1.0), Point(20, 2.0, smallest, -1.0))
+    curve = comparison_figures.learning_curves([replace(PLAIN, learning_curve=points)])
     runs = [replace(PLAIN, run=f"seed_{i}", validation_error=error) for i, error in enumerate((3.0, 2.0, smallest))]
     for figure in (curve, figures.random_search(runs)):
         axes = drawn(figure).axes[0]
