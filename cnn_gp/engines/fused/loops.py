@@ -26,10 +26,11 @@ from .windows import (
     sum_along_y_relu,
     sum_along_y_relu_tangent,
     sum_along_y_tangent,
+    sum_over_windows,
 )
 
-_INPUT, _CONV, _POINTWISE, _POOL, _GIVEN = (
-    OPERATIONS[name] for name in ("input", "conv", "pointwise", "pool", "given")
+_INPUT, _CONV, _POINTWISE, _POOL, _GIVEN, _POOL_WITHIN = (
+    OPERATIONS[name] for name in ("input", "conv", "pointwise", "pool", "given", "pool within")
 )
 
 
@@ -209,6 +210,10 @@ def _run(code, tile):
             _pointwise(tile, step, code.row)
         elif step.operation == _CONV:
             _convolution(tile, step, code.row, code.ring)
+        elif step.operation == _POOL_WITHIN:
+            sum_over_windows(tile.work, step.target, step.source, step)
+            if tile.tangent > 0:
+                sum_over_windows(tile.work, step.target + tile.tangent, step.source + tile.tangent, step)
         elif step.operation != _GIVEN:
             _mean(tile, step, code.row, code.ring, code.weights[step.weights :])
 

@@ -1,5 +1,5 @@
 """
-What a program begins with for all pairs of a micro-tile: the means over channels of the products of two images' pixels.
+What a program begins with: means over channels of products of two images' pixels, for all pairs of a micro-tile.
 
 At the displacements of a pool this is up to a third of all covariances, so images of one and of three channels have
 loops of their own, in which a pixel across is loaded once for all images down.

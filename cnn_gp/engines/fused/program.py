@@ -21,7 +21,7 @@ Function = Literal["relu", "step", "erf"]
 FUNCTIONS: dict[Function, int] = {"relu": 1, "step": 2, "erf": 3}
 
 #: The interpreter's numbers for the operations.
-OPERATIONS = {"input": 0, "conv": 1, "pointwise": 2, "mean": 3, "pool": 4, "given": 5}
+OPERATIONS = {"input": 0, "conv": 1, "pointwise": 2, "mean": 3, "pool": 4, "given": 5, "pool within": 6}
 
 #: Those that multiply what they read by a number.
 _SCALING = ("conv", "mean", "pool")

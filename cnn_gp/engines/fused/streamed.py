@@ -141,7 +141,8 @@ class _Writer:
             self._add(steps, order[:-1])
             y_targets, x_targets = (axis[d] for axis, d in zip(self.targets[stage], (dy, dx), strict=True))
             pools = np.repeat(pool, len(y_targets) * len(x_targets))
-            pools["operation"] = OPERATIONS["conv"]
+            # A nonlinearity on the way goes row by row, as before a convolution.
+            pools["operation"] = OPERATIONS["conv" if pool["before"]["function"][0] else "pool within"]
             for i, ((Dy, y_window), (Dx, x_window)) in enumerate((a, b) for a in y_targets for b in x_targets):
                 place = self.place(stage, Dy, Dx)
                 pools["target"][i] = place

@@ -1,5 +1,6 @@
 """
-Sums over the windows of a convolution, for all pairs of a micro-tile: along x in a row, along y over a ring of rows.
+Sums over windows, for all pairs of a micro-tile: a convolution's along x in a row and along y over a ring of rows, and
+those of a pool in the middle of a network.
 
 Sums are taken left to right and in the order of the ring's rows, and a pixel outside the map is 0.
 """
@@ -153,3 +154,50 @@ def _by_size(any_size, one, two, three, four, five, six, seven):
 sum_along_x, sum_along_y, sum_along_y_relu, sum_along_y_tangent, sum_along_y_relu_tangent = (
     _by_size(*loops) for loops in zip(*(_sums(size) for size in range(8)), strict=True)
 )
+
+
+def _pooled(fixed_y, fixed_x):
+    """The loop for windows of a fixed size, or of any for 0."""
+
+    @njit
+    def pooled(work, target, source, step):
+        y, x, a = step.y, step.x, splat(step.scale)
+        height, width = fixed_y if fixed_y > 0 else y.size, fixed_x if fixed_x > 0 else x.size
+        for row in range(y.outputs):
+            above = source + (row * y.stride - y.before) * x.inputs - x.before
+            for column in range(x.outputs):
+                first, out = above + column * x.stride, target + row * x.outputs + column
+                for k in range(ROWS):
+                    total = load(work, (first * ROWS + k) * WIDTH)
+                    for across in range(1, width):
+                        total = total + load(work, ((first + across) * ROWS + k) * WIDTH)
+                    for down in range(1, height):
+                        at = ((first + down * x.inputs) * ROWS + k) * WIDTH
+                        one = load(work, at)
+                        for across in range(1, width):
+                            one = one + load(work, at + across * PAIRS)
+                        total = total + one
+                    to = (out * ROWS + k) * WIDTH
+                    store(work, to, fma(a, total, load(work, to)) if step.addend >= 0 else a * total)
+
+    return pooled
+
+
+_one_by_one, _one_by_two, _two_by_one, _two_by_two, _any_by_any = (
+    _pooled(y, x) for y, x in ((1, 1), (1, 2), (2, 1), (2, 2), (0, 0))
+)
+
+
+@njit
+def sum_over_windows(work, target, source, step):
+    """Add scale * (sums over windows that are inside the map), or where ``addend`` is negative write it."""
+    if step.y.size == 2 and step.x.size == 2:
+        _two_by_two(work, target, source, step)
+    elif step.y.size == 2 and step.x.size == 1:
+        _two_by_one(work, target, source, step)
+    elif step.y.size == 1 and step.x.size == 2:
+        _one_by_two(work, target, source, step)
+    elif step.y.size == 1 and step.x.size == 1:
+        _one_by_one(work, target, source, step)
+    else:
+        _any_by_any(work, target, source, step)
