@@ -3,20 +3,23 @@
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 #: Seconds that the scheduler may take to answer, and the first worker to come.
 SCHEDULER_TIMEOUT, WORKER_TIMEOUT = 20.0, 60.0
+
+#: Seconds between looks whether the scheduler is still there: not all that waits for it notices.
+_POLL = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,32 @@ def connect(address: str, folder: Path) -> Iterator[Cluster]:
     finally:
         with contextlib.suppress(Exception):
             client.close(timeout=5)
+
+
+def workers_of(client: "Client") -> dict[str, dict[str, Any]]:
+    """What the scheduler says of each worker, by its address."""
+    return client.scheduler_info(n_workers=-1)["workers"]
+
+
+def as_completed(client: "Client", futures: "Sequence[Future]") -> "Iterator[Future]":
+    """
+    The futures as they end.
+
+    :raises CancelledError: where the client has lost its scheduler, or one can't be computed any more.
+    """
+    from distributed import wait
+
+    waiting = set(futures)
+    while waiting:
+        with contextlib.suppress(TimeoutError):
+            wait(waiting, timeout=_POLL, return_when="FIRST_COMPLETED")
+        done = {future for future in waiting if future.done()}
+        if client.status != "running":
+            raise CancelledError("the connection to the scheduler is lost")
+        if any(future.cancelled() for future in done):
+            raise CancelledError("the cluster has lost what a computation needs")
+        waiting -= done
+        yield from done
 
 
 def _check_workers(client: "Client", address: str, folder: Path) -> int:

@@ -11,6 +11,7 @@ import functools
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -25,12 +26,15 @@ from cnn_gp.evaluation.results import Result
 from cnn_gp.regression import ensemble, spectrum
 from cnn_gp.regression.iterative import Iterative
 from cnn_gp.regression.learning_curve import default_sizes
-from cnn_gp.regression.memory_needs import check_memory, has_memory, n_bytes
+from cnn_gp.regression.memory_needs import check_memory, has_memory, memory_of_cluster, n_bytes, n_bytes_of_cluster
 from cnn_gp.store.description import Description
 from cnn_gp.store.kept_state import KeptState
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.sealed import Damaged
 from cnn_gp.store.stored_matrix import StoredGram
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Relative residual of the solve above which its result isn't trusted without a word.
 RESIDUAL_WARNING = 1e-6
@@ -64,7 +68,7 @@ flags.DEFINE_enum(
     "cg: conjugate gradients; auto: where a Cholesky factor's memory lacks.",
 )
 flags.DEFINE_float("memory", None, "GB that conjugate gradients may take; by default most of what is available.")
-flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers factorise in their memory.")
+flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers solve in their memory.")
 shared_flags.define_csv_dir()
 flags.DEFINE_bool("overwrite", False, "Replace a result with other settings.")
 flags.DEFINE_bool(
@@ -123,7 +127,7 @@ def _solve(run: RunDirectory, request: Request, files: ResultFiles, seen: bytes 
         needed_run.check_data()
     with contextlib.nullcontext() if FLAGS.scheduler is None else connect(FLAGS.scheduler, run.folder) as cluster:
         client = None if cluster is None else cluster.client
-        iterative = _iterative(run, request)
+        iterative = _iterative(run, request, client)
         if iterative is None:
             needed = check_memory(StoredGram(run), request.N_train, client)
             where = "of memory" if client is None else "of the cluster's memory"
@@ -141,26 +145,26 @@ def _solve(run: RunDirectory, request: Request, files: ResultFiles, seen: bytes 
 def _check_solver_flags() -> None:
     if FLAGS.memory is not None and not 0 < FLAGS.memory < math.inf:
         raise UserError(f"--memory is {FLAGS.memory}; expected GB above 0, such as 4.")
-    if FLAGS.scheduler is not None and (FLAGS.solver == "cg" or FLAGS.memory is not None):
-        raise UserError("--scheduler is for the Cholesky factorisation: leave --solver=cg and --memory out.")
     if FLAGS.solver == "cholesky" and FLAGS.memory is not None:
         raise UserError("--memory is for conjugate gradients: leave it out, or --solver=cholesky.")
 
 
-def _iterative(run: RunDirectory, request: Request) -> Iterative | None:
+def _iterative(run: RunDirectory, request: Request, client: "Client | None") -> Iterative | None:
     """How to solve by conjugate gradients where that is asked for or a factor's memory lacks; None: by a factor."""
-    if FLAGS.scheduler is not None:
-        return None
     limit = math.inf if FLAGS.memory is None else 1e9 * FLAGS.memory
     gram, N = StoredGram(run), request.N_train
-    if FLAGS.solver == "cholesky" or (FLAGS.solver == "auto" and has_memory(gram, N, limit)):
+    if FLAGS.solver == "cholesky" or (FLAGS.solver == "auto" and has_memory(gram, N, limit, client)):
         return None
-    iterative = Iterative(None if FLAGS.memory is None else int(limit), lambda name: KeptState(run, name))
+    iterative = Iterative(None if FLAGS.memory is None else int(limit), lambda name: KeptState(run, name), client)
     rank, room = iterative.plan(gram, N, run.description().n_classes)
-    needed, there = n_bytes(N, gram.n_max, gram.N) / 1e9, min(limit, memory.available()) / 1e9
+    if client is None:
+        where, needed, there = "of memory", n_bytes(N, gram.n_max, gram.N), min(limit, memory.available())
+    else:
+        where, needed, there = "of the cluster's memory", n_bytes_of_cluster(N), memory_of_cluster(client)
     print(
-        f"{run.name}: solving for {N:,} images by conjugate gradients; a factor takes {needed:.2f} GB of memory, "
-        f"{there:.2f} GB are there. Rank {rank:,} takes {16e-9 * N * rank:.2f} GB, {room / 1e9:.2f} GB are for tiles.",
+        f"{run.name}: solving for {N:,} images by conjugate gradients; a factor takes {needed / 1e9:.2f} GB {where}, "
+        f"{there / 1e9:.2f} GB are there. Rank {rank:,} takes {16e-9 * N * rank:.2f} GB here, {room / 1e9:.2f} GB are "
+        "for tiles.",
         flush=True,
     )
     return iterative

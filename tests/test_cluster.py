@@ -19,6 +19,7 @@ from cnn_gp.compute.claims import Claims
 from cnn_gp.compute.scheduler import compute_run, in_order
 from cnn_gp.errors import UserError
 from cnn_gp.regression.ensemble import ensemble_variances
+from cnn_gp.regression.iterative import Iterative
 from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
 from cnn_gp.regression.lower_triangle import LowerTriangle
@@ -102,7 +103,7 @@ def test_the_ladder_and_the_memory_on_a_cluster(tmp_path, client, monkeypatch):
     assert len(said) == 9
     assert check_memory(stored(run)[0], 23, client) == 2 * LowerTriangle.n_bytes(23)
     monkeypatch.setattr(LowerTriangle, "n_bytes", staticmethod(lambda N: int(1e9) * N**2))
-    with pytest.raises(UserError, match=r"the cluster's 2 workers have .* GB: give --N_train=\d+ or less, or start"):
+    with pytest.raises(UserError, match=r"the cluster's 2 workers have .* GB: give --solver=cg, --N_train=\d+ or"):
         check_memory(stored(run)[0], 23, client)
 
 
@@ -184,7 +185,8 @@ def test_a_killed_scheduler_ends_stage_1_in_one_line_and_the_run_is_resumed(tmp_
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
 
 
-def test_a_killed_scheduler_ends_stage_2_in_one_line(tmp_path, start_dask, capfd):
+@pytest.mark.parametrize("iterative", [False, True])
+def test_a_killed_scheduler_ends_stage_2_in_one_line(tmp_path, start_dask, capfd, iterative):
     scheduler, _ = start_dask("scheduler"), start_dask("worker")
     began = tmp_path / "began"
     gram = SlowGram(np.eye(23), n_max=3, began=str(began))
@@ -198,7 +200,8 @@ def test_a_killed_scheduler_ends_stage_2_in_one_line(tmp_path, start_dask, capfd
         pytest.raises(UserError, match=r"connection to the Dask scheduler at tcp://127.* is lost: start it"),
         cluster.connect(address_of(tmp_path), tmp_path) as at,
     ):
-        solve(gram, np.ones((23, 1)), client=at.client)
+        how = Iterative(client=at.client) if iterative else None
+        solve(gram, np.ones((23, 1)), client=at.client, iterative=how)
     assert "Traceback" not in capfd.readouterr().err
 
 

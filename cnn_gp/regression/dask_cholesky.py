@@ -5,29 +5,25 @@ A chunk of the matrix is some whole tiles on a side. Workers read the chunks tha
 stored matrix nor its factor passes through the client.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from distributed import futures_of, wait
+from distributed import futures_of
 
+from ..cluster import as_completed
 from ..progress import Progress
 from .cholesky import NotPositiveDefinite
 from .gram_matrix import GramMatrix
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 #: Rows and columns of a chunk, about: 50 MB, and a second or two of a worker's time for each product.
 CHUNK = 2500
-
-#: Seconds between looks whether the scheduler is still there: not all that waits for it notices.
-_POLL = 1.0
 
 
 class ClusterFactor:
@@ -57,7 +53,7 @@ class ClusterFactor:
         factor = client.persist(da.linalg.cholesky(matrix, lower=True))
         futures = futures_of(factor)
         with Progress(len(futures), "blocks factorised") as progress:
-            for future in self._as_completed(futures):
+            for future in as_completed(client, futures):
                 if future.status == "error":
                     error = future.exception()
                     if isinstance(error, np.linalg.LinAlgError):
@@ -111,20 +107,8 @@ class ClusterFactor:
 
     def _compute(self, array: da.Array) -> np.ndarray:
         """A small array, as the client's."""
-        (future,) = self._as_completed([self._client.compute(array)])
+        (future,) = as_completed(self._client, [self._client.compute(array)])
         return future.result()
-
-    def _as_completed(self, futures: "list[Future]") -> "Iterator[Future]":
-        """The futures as they end. :raises CancelledError: where the client has lost its scheduler."""
-        waiting = set(futures)
-        while waiting:
-            with contextlib.suppress(TimeoutError):
-                wait(waiting, timeout=_POLL, return_when="FIRST_COMPLETED")
-            done = {future for future in waiting if future.done()}
-            if self._client.status != "running" or any(future.cancelled() for future in done):
-                raise CancelledError("the connection to the scheduler is lost")
-            waiting -= done
-            yield from done
 
     def _leading(self, B: np.ndarray, n: int | None) -> tuple[da.Array, da.Array]:
         """The chunks of the factor that hold its leading n rows and columns, and B filled up with zeros to fit."""

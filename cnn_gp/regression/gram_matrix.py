@@ -35,8 +35,12 @@ class GramMatrix(Protocol):
     def n_max(self) -> int:
         """The largest number of rows that come at a time."""
 
-    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, entries [rows, N - first row] from the diagonal on) of each row of tiles, float32 or float64."""
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """
+        (first row, entries [rows, N - first row] from the diagonal on) of each row of tiles, float32 or float64.
+
+        :param start, stop: of those whose first row is from ``start`` on and before ``stop``.
+        """
 
     def diagonal(self) -> np.ndarray:
         """K(x, x) [N]."""
@@ -97,10 +101,11 @@ class ArrayGram:
         """:attr:`GramMatrix.N`"""
         return len(self.K)
 
-    def rows(self) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`GramMatrix.rows`"""
-        for start in range(0, self.N, self.n_max):
-            yield start, self.K[start : start + self.n_max, start:]
+        for first in range(0, self.N, self.n_max):
+            if start <= first < (self.N if stop is None else stop):
+                yield first, self.K[first : first + self.n_max, first:]
 
     def diagonal(self) -> np.ndarray:
         """:meth:`GramMatrix.diagonal`"""

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +20,12 @@ from ..errors import UserError
 from .conjugate_gradients import Converged, Kept, conjugate_gradients
 from .gram_matrix import GramMatrix
 from .log_determinant import log_determinant
+from .memory_needs import memory_of_cluster
 from .pivoted_cholesky import LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
-from .tile_products import TileProducts
+from .tile_products import Products, TileProducts
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: The relative residual that is aimed at.
 TOLERANCE = 1e-8
@@ -31,8 +36,11 @@ AT_A_TIME = 200
 #: Of the memory that is available, what is taken where no limit is given.
 _SHARE = 0.7
 
-#: Vectors of the right sides' shape that conjugate gradients have at a time.
-_VECTORS = 16
+#: Of the memory of a cluster's workers, what is taken for tiles: past 0.6 Dask moves what it holds to the disk.
+PINNED = 0.5
+
+#: Arrays of the right sides' shape that conjugate gradients and a product have at a time.
+_VECTORS = 20
 
 
 @dataclass
@@ -43,6 +51,8 @@ class Iterative:
     """Bytes for the preconditioner, the vectors and the tiles that are kept; by default most of what is available."""
     kept: Callable[[str], Kept] | None = None
     """Where the state of the solve is kept, by the name of the solve; None: nowhere."""
+    client: "Client | None" = None
+    """Of a Dask cluster, whose workers keep the tiles in place of this machine and multiply them."""
 
     def __post_init__(self) -> None:
         self._prepared: weakref.ref[Prepared] | None = None
@@ -51,13 +61,14 @@ class Iterative:
         """What doesn't depend on the noise; the last one again, where it is still in use and of the same matrix."""
         there = None if self._prepared is None else self._prepared()
         if there is None or there.gram is not gram or (there.N, there.n_columns) != (N, n_columns):
-            there = Prepared(gram, N, n_columns, *self.plan(gram, N, n_columns))
+            rank, room = self.plan(gram, N, n_columns)
+            there = Prepared(self._products(gram, N, room), n_columns, rank)
             self._prepared = weakref.ref(there)
         return there
 
-    def plan(self, gram: GramMatrix, N: int, n_columns: int) -> tuple[int, int]:
+    def plan(self, gram: GramMatrix, N: int, n_columns: int) -> tuple[int, float]:
         """
-        The preconditioner's rank, and the bytes that are left for tiles.
+        The preconditioner's rank, and the bytes that are left for tiles, here or in the cluster.
 
         :raises UserError: where the memory doesn't suffice even without both.
         """
@@ -70,7 +81,16 @@ class Iterative:
                 f"{total / 1e9:.2f} GB: give a larger --memory."
             )
         rank = default_rank(N, n_columns, 0.4 * (total - fixed))
+        if self.client is not None:
+            return rank, PINNED * memory_of_cluster(self.client)
         return rank, total - fixed - 16 * N * rank
+
+    def _products(self, gram: GramMatrix, N: int, room: float) -> Products:
+        if self.client is None:
+            return TileProducts(gram, N, room)
+        from .dask_products import ClusterProducts
+
+        return ClusterProducts(self.client, gram, N, room)
 
 
 class Prepared:
@@ -79,12 +99,11 @@ class Prepared:
 
     :param n_columns: of the right sides.
     :param rank: of the preconditioner, at most.
-    :param room: bytes of tiles that may stay in memory.
     """
 
-    def __init__(self, gram: GramMatrix, N: int, n_columns: int, rank: int, room: int) -> None:
-        self.gram, self.N, self.n_columns, self._rank = gram, N, n_columns, rank
-        self.products = TileProducts(gram, N, room)
+    def __init__(self, products: Products, n_columns: int, rank: int) -> None:
+        self.products, self.n_columns, self._rank = products, n_columns, rank
+        self.gram, self.N = products.gram, products.N
         self._leading: tuple[int, LowRank] | None = None
 
     def low_rank(self, n: int, say: Callable[[str], None] = lambda line: None) -> LowRank:

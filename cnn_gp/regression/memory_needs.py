@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .. import memory
+from ..cluster import workers_of
 from ..errors import UserError
 from .gram_matrix import GramMatrix
 from .lower_triangle import LowerTriangle, largest
@@ -17,8 +18,21 @@ def n_bytes(N: int, n_max: int, n_stored: int) -> int:
     return LowerTriangle.n_bytes(N) + 20 * n_max * n_stored
 
 
-def has_memory(gram: GramMatrix, N: int, limit: float = math.inf) -> bool:
-    """Whether this machine has the memory for the leading N images now, within a limit in bytes."""
+def n_bytes_of_cluster(N: int) -> int:
+    """The memory of a cluster that solving takes: each block below the diagonal and, for a while, its transpose."""
+    return 2 * LowerTriangle.n_bytes(N)
+
+
+def memory_of_cluster(client: "Client") -> float:
+    """Bytes that its workers may take together; infinite where one of them has no limit."""
+    limits = [worker["memory_limit"] for worker in workers_of(client).values()]
+    return sum(limits) if all(limits) else math.inf
+
+
+def has_memory(gram: GramMatrix, N: int, limit: float = math.inf, client: "Client | None" = None) -> bool:
+    """Whether this machine, within a limit in bytes, or a cluster has the memory for the leading N images now."""
+    if client is not None:
+        return n_bytes_of_cluster(N) <= memory_of_cluster(client)
     return n_bytes(N, gram.n_max, gram.N) <= min(limit, memory.available())
 
 
@@ -29,14 +43,12 @@ def check_memory(gram: GramMatrix, N: int, client: "Client | None" = None) -> in
     :raises UserError: where there isn't as much; it says what fits.
     """
     if client is not None:
-        # Each block below the diagonal and, for a while, its transpose.
-        needed = 2 * LowerTriangle.n_bytes(N)
-        limits = [worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-        if all(limits) and needed > sum(limits):
+        needed, there = n_bytes_of_cluster(N), memory_of_cluster(client)
+        if needed > there:
             raise UserError(
                 f"The Gram matrix of {N:,} images needs {needed / 1e9:.1f} GB of memory and the cluster's "
-                f"{len(limits)} workers have {sum(limits) / 1e9:.1f} GB: give --N_train={largest(sum(limits) / 2)} or "
-                "less, or start more workers."
+                f"{len(workers_of(client))} workers have {there / 1e9:.1f} GB: give --solver=cg, --N_train="
+                f"{largest(there / 2)} or less, or start more workers."
             )
         return needed
     needed = n_bytes(N, gram.n_max, gram.N)

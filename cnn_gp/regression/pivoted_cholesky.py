@@ -13,7 +13,7 @@ import numpy as np
 from scipy.linalg import eigh, qr, solve_triangular
 
 from ..progress import Progress
-from .tile_products import TileProducts
+from .tile_products import Products
 
 #: Passes over the tiles for all pivots, about; and at most, where few proposals are accepted.
 _PASSES, _MOST_PASSES = 10, 40
@@ -32,7 +32,7 @@ def default_rank(N: int, n_columns: int, limit: float) -> int:
 
 
 def randomly_pivoted_cholesky(
-    products: TileProducts, n: int, rank: int, seed: int = 0, *, greedy: bool = False
+    products: Products, n: int, rank: int, seed: int = 0, *, greedy: bool = False
 ) -> np.ndarray:
     """
     F [n, at most rank], float64, with F F^T near the leading n rows and columns; the same for the same seed.

@@ -7,6 +7,7 @@ jitter is added for numerical reasons only, where the factorisation fails.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -121,7 +122,7 @@ def solve(
     :param say: called with a line of text for every jitter that fails.
     :param client: of a Dask cluster that factorises in its workers' memory in place of this machine's.
     :param images: returns the training images [N or more, D], among which equal ones are looked for after a failure.
-    :param iterative: to solve by conjugate gradients in place of a factorisation.
+    :param iterative: to solve by conjugate gradients in place of a factorisation, here or on its own cluster.
     :raises UserError: where the kernel is 0, the largest jitter fails too, or the memory doesn't suffice.
     """
     N = len(Y)
@@ -145,7 +146,8 @@ def solve(
                 name = f"solve_{N}_{jitter:g}_{noise:g}"
                 factor = IterativeFactor(prepared, added, iterative.kept, name, say)
         with _timed(times, "solve"):
-            return factor, *_solve_refined(gram, factor, Y, added, 0 if iterative is not None else _REFINEMENTS)
+            stored_times = functools.partial(gram_times, gram) if prepared is None else prepared.products.stored_times
+            return factor, *_solve_refined(stored_times, factor, Y, added, _REFINEMENTS if prepared is None else 0)
 
     (factor, found, refinements), jitter = _climb_jitter_ladder(solved_at, jitter, N, say, images)
     with _timed(times, "spectrum"):
@@ -221,12 +223,16 @@ class _Approximation:
 
 
 def _solve_refined(
-    gram: GramMatrix, factor: Factor, Y: np.ndarray, added: float, most: int
+    stored_times: Callable[[np.ndarray], np.ndarray], factor: Factor, Y: np.ndarray, added: float, most: int
 ) -> tuple[_Approximation, int]:
-    """The solution of (K + added I) alpha = Y, and how often it was refined, at ``most`` (Higham 2002, chapter 12)."""
+    """
+    The solution of (K + added I) alpha = Y, and how often it was refined, at ``most`` (Higham 2002, chapter 12).
+
+    :param stored_times: :func:`gram_times` of the matrix.
+    """
 
     def approximation(alpha: np.ndarray) -> _Approximation:
-        products = gram_times(gram, alpha)
+        products = stored_times(alpha)
         return _Approximation(alpha, products, Y - products[: len(Y)] - added * alpha)
 
     found = approximation(factor.solve(Y))

@@ -6,16 +6,16 @@ memory, in the precision that they are stored in; the others are read each time,
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from .gram_matrix import GramMatrix, leading_rows
+from .gram_matrix import GramMatrix, gram_times, leading_rows
 
-#: Partial sums, each by one thread in a fixed order: a product's bits don't depend on the threads' speed.
-_SUMS = 4
+#: Threads that multiply, and rows that wait for one or for those before them.
+_THREADS, _WAITING = 4, 6
 
 #: Multiply-adds that OpenBLAS does in one thread; more it shares out, and both kinds of threads get in the way.
 _IN_ONE_THREAD = 250_000
@@ -24,9 +24,32 @@ _IN_ONE_THREAD = 250_000
 _MANY = 32
 
 
+class Products(Protocol):
+    """Products with the leading N rows and columns of a Gram matrix, and its columns, wherever its tiles are."""
+
+    gram: GramMatrix
+    N: int
+
+    @property
+    def share_in_memory(self) -> float:
+        """Of the entries, what needn't be read for every product."""
+
+    def diagonal(self) -> np.ndarray:
+        """[N], float64."""
+
+    def times(self, B: np.ndarray) -> np.ndarray:
+        """The leading n rows and columns times B [n, m], n at most N, in float64."""
+
+    def stored_times(self, B: np.ndarray) -> np.ndarray:
+        """The first N columns of all rows that are stored, times B [N, m]; from the stored tiles."""
+
+    def columns(self, indices: np.ndarray, n: int) -> np.ndarray:
+        """The columns of these indices of the leading n rows and columns, [n, len(indices)], in one pass."""
+
+
 class TileProducts:
     """
-    Products with the leading rows and columns of a Gram matrix.
+    :class:`Products` by this machine.
 
     :param N: leading rows and columns that are used.
     :param limit: bytes of rows that are kept in memory, from the last row upwards.
@@ -46,52 +69,36 @@ class TileProducts:
 
     @property
     def share_in_memory(self) -> float:
-        """Of the entries, what needn't be read for every product."""
+        """:attr:`Products.share_in_memory`"""
         left_out = self._first_kept / self.N
         return (1 - left_out) ** 2
 
     def diagonal(self) -> np.ndarray:
-        """[N], float64."""
+        """:meth:`Products.diagonal`"""
         return self.gram.diagonal()[: self.N].astype(np.float64)
 
     def times(self, B: np.ndarray) -> np.ndarray:
-        """The leading n rows and columns times B [n, m], n at most N, in float64."""
+        """:meth:`Products.times`"""
         n, m = B.shape
-        if m >= _MANY:
-            return self._times_many(B)
         if m == 1:
             # BLAS shares out even small products with one vector.
             return self.times(np.repeat(B, 2, axis=1))[:, :1]
-        sums = [np.zeros((n, m)) for _ in range(_SUMS)]
         B = np.ascontiguousarray(B)
+        if m >= _MANY:
+            return sum_in_pairs(row_product(B[start:], entries) for start, entries in self._rows(n))
+        return sum_in_pairs(_in_threads(lambda start, entries: row_product(B[start:], entries), self._rows(n)))
 
-        def add(i: int, start: int, entries: np.ndarray) -> None:
-            _add_products(sums[i], B, start, entries)
-
-        with _Lanes(add) as lanes:
-            for start, entries in self._rows(n):
-                lanes.submit(start, entries)
-        return (sums[0] + sums[1]) + (sums[2] + sums[3])
+    def stored_times(self, B: np.ndarray) -> np.ndarray:
+        """:meth:`Products.stored_times`"""
+        return gram_times(self.gram, B)
 
     def columns(self, indices: np.ndarray, n: int) -> np.ndarray:
-        """The columns of these indices of the leading n rows and columns, [n, len(indices)], in one pass."""
+        """:meth:`Products.columns`"""
         found = np.empty((n, len(indices)), order="F")
         for start, entries in self._rows(n):
-            stop = start + len(entries)
-            right = np.flatnonzero(indices >= start)
-            found[start:stop, right] = entries[:, indices[right] - start]
-            # Those whose rows these are go on to the right of the diagonal.
-            own = right[indices[right] < stop]
-            found[stop:, own] = entries[indices[own] - start, stop - start :].T
+            for rows, columns, values in pieces_of_columns(indices, start, entries):
+                found[rows, columns] = values
         return found
-
-    def _times_many(self, B: np.ndarray) -> np.ndarray:
-        product = np.zeros(B.shape)
-        for start, entries in self._rows(len(B)):
-            rows, stop = entries.astype(np.float64), start + len(entries)
-            product[start:stop] += rows @ B[start:]
-            product[stop:] += rows[:, stop - start :].T @ B[start:stop]
-        return product
 
     def _rows(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, entries from the diagonal on) of the leading [n, n], those that are kept last."""
@@ -110,45 +117,92 @@ class TileProducts:
                 yield start, entries[: n - start, : n - start]
 
 
-def _add_products(total: np.ndarray, B: np.ndarray, start: int, entries: np.ndarray) -> None:
-    """Add the products of one row of tiles, and of its transpose right of the diagonal, tile by tile in float64."""
-    n, m = len(entries), B.shape[1]
-    stop, N = start + n, len(B)
-    width = max(16, _IN_ONE_THREAD // (n * m))
-    own, tile = B[start:stop], np.empty((n, width))
-    for left in range(start, N, width):
-        right = min(left + width, N)
+def row_product(B: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """
+    What one row of tiles, and its transpose right of the diagonal, add to a product: [M, m] float64 from its row on.
+
+    :param B: [N, m] from its row on, for the first N columns, N at most M.
+    :param entries: [rows, M] from the diagonal on.
+    """
+    (n, M), (N, m) = entries.shape, B.shape
+    total = np.zeros((M, m))
+    # Tile by tile, so that a tile's copy in float64 stays in the processor's cache and BLAS begins no threads.
+    width = max(16, _IN_ONE_THREAD // (n * m)) if m < _MANY else M
+    own, tile = B[:n], np.empty((n, min(width, M)))
+    for left in range(0, M, width):
+        right = min(left + width, M)
         converted = tile[:, : right - left]
-        converted[...] = entries[:, left - start : right - start]
-        total[start:stop] += converted @ B[left:right]
-        first = max(left, stop)
+        converted[...] = entries[:, left:right]
+        used = min(right, N)
+        if left < used:
+            total[:n] += converted[:, : used - left] @ B[left:used]
+        first = max(left, n)
         if first < right:
             total[first:right] += converted[:, first - left :].T @ own
+    return total
 
 
-class _Lanes:
-    """Threads that take rows in turn, each in order; few rows wait at a time."""
+def sum_in_pairs(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """
+    The sum of arrays that end at the same row, the first the longest, which are written over.
 
-    def __init__(self, work: Callable[[int, int, np.ndarray], None]) -> None:
-        self._work = work
-        self._pools = [ThreadPoolExecutor(1, thread_name_prefix="tile products") for _ in range(_SUMS)]
-        self._waiting: deque[Future[None]] = deque()
-        self._n = 0
+    They are the leaves of a binary tree, :func:`halves`, so that a sum's bits depend neither on threads nor on where
+    a branch is summed.
+    """
+    branches: list[tuple[int, np.ndarray]] = []
+    for part in parts:
+        size, total = 1, part
+        while branches and branches[-1][0] == size:
+            total, size = add_at_end(branches.pop()[1], total), 2 * size
+        branches.append((size, total))
+    total = branches.pop()[1]
+    while branches:
+        total = add_at_end(branches.pop()[1], total)
+    return total
 
-    def submit(self, start: int, entries: np.ndarray) -> None:
-        """The next row."""
-        i = self._n % _SUMS
-        self._n += 1
-        self._waiting.append(self._pools[i].submit(self._work, i, start, entries))
-        if len(self._waiting) > 2 * _SUMS:
-            self._waiting.popleft().result()
 
-    def __enter__(self) -> "_Lanes":
-        return self
+def halves(first: int, stop: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The two branches of the tree's branch with the leaves from ``first`` to ``stop``, two or more."""
+    middle = first + 2 ** ((stop - first - 1).bit_length() - 1)
+    return (first, middle), (middle, stop)
 
-    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=kind is not None)
-        if kind is None:
-            for future in self._waiting:
-                future.result()
+
+def add_at_end(total: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """``total``, to which a shorter array that ends at the same row is added."""
+    total[len(total) - len(part) :] += part
+    return total
+
+
+def pieces_of_columns(
+    indices: np.ndarray, start: int, entries: np.ndarray
+) -> list[tuple[slice, np.ndarray, np.ndarray]]:
+    """
+    What one row of tiles has of the columns of these indices: (rows, which of the columns, entries).
+
+    :param entries: [rows, n - start], from the diagonal on.
+    """
+    stop = start + len(entries)
+    right = np.flatnonzero(indices >= start)
+    # Those whose rows these are go on to the right of the diagonal.
+    own = right[indices[right] < stop]
+    return [
+        (slice(start, stop), right, entries[:, indices[right] - start]),
+        (slice(stop, None), own, entries[indices[own] - start, stop - start :].T),
+    ]
+
+
+def _in_threads(
+    work: Callable[[int, np.ndarray], np.ndarray], rows: Iterator[tuple[int, np.ndarray]]
+) -> Iterator[np.ndarray]:
+    """What threads make of rows, in order; few wait at a time."""
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tile products")
+    waiting: deque[Future[np.ndarray]] = deque()
+    try:
+        for start, entries in rows:
+            waiting.append(pool.submit(work, start, entries))
+            if len(waiting) > _WAITING:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -83,23 +83,30 @@ class Parts:
         for part in self._run.description().tiling.parts():
             remove(self._path(part))
 
-    def read_rows(self, matrix: str) -> Iterator[tuple[TileRow, np.ndarray]]:
+    def read_rows(self, matrix: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[TileRow, np.ndarray]]:
         """
         The stored rows of tiles of a matrix, in order, as they were computed (float32 or float64).
 
         The next part is read and verified by another thread meanwhile.
 
+        :param start, stop: of the rows whose first is from ``start`` on and before ``stop``.
         :raises UserError: where a part can't be read or a byte of it is wrong.
         """
         assert matrix in MATRICES
-        parts = [part for part in self._run.description().tiling.parts() if part.rows[0].matrix == matrix]
+
+        def is_wanted(row: TileRow) -> bool:
+            return row.matrix == matrix and start <= row.start and (stop is None or row.start < stop)
+
+        parts = [part for part in self._run.description().tiling.parts() if any(map(is_wanted, part.rows))]
+        if not parts:
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as ahead:
             following = ahead.submit(self._read, parts[0])
             for i, part in enumerate(parts):
                 content, _ = following.result()
                 if i + 1 < len(parts):
                     following = ahead.submit(self._read, parts[i + 1])
-                for row in part.rows:
+                for row in filter(is_wanted, part.rows):
                     yield row, self._row(part, content, row)[0]
 
     def read_upper(self, start: int, stop: int, left: int, right: int) -> np.ndarray:

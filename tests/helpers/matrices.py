@@ -1,6 +1,7 @@
 """A run's three matrices, as the regression takes them: read from its parts, and as arrays in memory."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,15 @@ class SlowGram(ArrayGram):
 
     began: str = ""
 
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        for row in super().rows(start, stop):
+            self._take_time()
+            yield row
+
     def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
+        self._take_time()
+        return super().block(start, stop, left, right)
+
+    def _take_time(self) -> None:
         Path(self.began).touch()
         time.sleep(1)
-        return super().block(start, stop, left, right)

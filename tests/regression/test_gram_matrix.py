@@ -66,6 +66,8 @@ def test_the_matrices_themselves(tmp_path):
         np.testing.assert_array_equal(gram.diagonal(), np.diag(K))
         rows = list(gram.rows())
         assert [start for start, _ in rows] == [0, 5, 10, 15, 20]
+        for start, stop, expected in [(5, 15, [5, 10]), (0, 1, [0]), (20, None, [20]), (10, 10, [])]:
+            assert [first for first, _ in gram.rows(start, stop)] == expected
         for start, entries in rows:
             np.testing.assert_array_equal(entries, K[start : start + 5, start:])
         for start, stop, left, right in [(0, 7, 0, 7), (3, 12, 12, 23), (20, 23, 20, 23), (0, 4, 4, 5)]:
