@@ -31,7 +31,7 @@ from ..regression.solve import Solution, solve, targets
 from ..store.run_directory import RunDirectory
 from ..store.stored_matrix import StoredGram, StoredKernel
 from .hyperparameters import hyperparameters
-from .metrics import Scores, log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
+from .metrics import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
 from .noise_choice import best_noise
 from .result_files import ResultFiles
 from .results import LeaveOneOutScores, NoiseTried, Result, SetScores, Settings
@@ -95,7 +95,9 @@ class Request:
         """The extras that are asked for and that a result doesn't have, or not at all sizes."""
         has_sizes = {point.N_train for point in there.learning_curve or ()}.issuperset(self.curve_sizes)
         has = {extra for extra in there.extras if extra != "learning_curve" or has_sizes}
-        if self.nngp is not None and self.nngp.description().fingerprint != there.nngp_fingerprint:
+        if there.gaussian_process_scores is None or (
+            self.nngp is not None and self.nngp.description().fingerprint != there.nngp_fingerprint
+        ):
             has.discard("ensemble")
         return [extra for extra in self.extras if extra not in has]
 
@@ -263,11 +265,16 @@ def _with_extras(
                 found = posterior_variances(kernel, solution, n_rows)
             else:
                 K, K_train = _kernels(request.nngp, len(Y))[name], StoredGram(request.nngp)
-                found = ensemble.ensemble_variances(kernel, K, K_train, solution, n_rows)
+                found, of_process = ensemble.ensemble_variances(kernel, K, K_train, solution, n_rows)
+                arrays[f"gaussian_process_variances_{name}"] = of_process
             arrays[f"variances_{name}"] = found
+        result = replace(result, scores=_set_scores("", s, arrays))
         if request.nngp is not None:
-            result = replace(result, nngp_fingerprint=request.nngp.description().fingerprint)
-        result = replace(result, scores=SetScores(_scores("vali", s, arrays), _scores("test", s, arrays)))
+            result = replace(
+                result,
+                gaussian_process_scores=_set_scores("gaussian_process_", s, arrays),
+                nngp_fingerprint=request.nngp.description().fingerprint,
+            )
     if request.leave_one_out:
         # That of the noise which it chose is known.
         (known,) = (tried.leave_one_out for tried in result.noise_search if tried.noise == result.noise)
@@ -294,11 +301,18 @@ def _kernels(run: RunDirectory, N: int) -> dict[str, KernelMatrix]:
     return {"vali": validation, "test": StoredKernel(run, "Kxtx")}
 
 
-def _scores(name: str, s: float, arrays: dict[str, np.ndarray]) -> Scores:
-    """The scores on the images "vali" or "test", for the output scale s; their probabilities go into ``arrays``."""
-    log_p = log_probabilities(arrays[name], s * arrays[f"variances_{name}"])
-    arrays[f"log_probabilities_{name}"] = log_p
-    return scores(log_p, arrays[f"labels_{name}"])
+def _set_scores(kind: str, s: float, arrays: dict[str, np.ndarray]) -> SetScores:
+    """
+    The scores for the output scale s and the variances of a kind; their log probabilities go into ``arrays``.
+
+    :param kind: what the names of the arrays begin with.
+    """
+    found = {}
+    for name in ("vali", "test"):
+        log_p = log_probabilities(arrays[name], s * arrays[f"{kind}variances_{name}"])
+        arrays[f"{kind}log_probabilities_{name}"] = log_p
+        found[name] = scores(log_p, arrays[f"labels_{name}"])
+    return SetScores(**found)
 
 
 def _best(

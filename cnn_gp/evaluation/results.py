@@ -124,6 +124,8 @@ class Result:
     log_marginal_likelihood_standard_error: float | None = None
     learning_curve: tuple[Point, ...] | None = None
     scores: SetScores | None = None
+    gaussian_process_scores: SetScores | None = None
+    """Where ``scores`` are the trained ensemble's: those of the Gaussian process with the neural tangent kernel."""
     leave_one_out: LeaveOneOutScores | None = None
     nngp_fingerprint: str | None = None
     """Of the run with the Gaussian process's kernel that the ensemble's variance was computed with."""

@@ -23,9 +23,10 @@ from .solve import Solution
 
 def ensemble_variances(
     T: KernelMatrix, K: KernelMatrix, K_train: GramMatrix, solution: Solution, n_rows: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    The variances [n_rows] at the images of the first rows of two matrices, the same for every class.
+    The variances [n_rows] at the images of the first rows of two matrices, the same for every class; and those of the
+    Gaussian process with the neural tangent kernel for its covariance, T_tt - T_tx A^-1 T_xt, from the same weights.
 
     The weights A^-1 T_xt of as many images as memory allows are kept at a time; for each such group K_train is read
     once.
@@ -37,20 +38,23 @@ def ensemble_variances(
     """
     N = len(solution.alpha)
     variances = K.diagonal()[:n_rows].astype(np.float64)
+    of_process = T.diagonal()[:n_rows].astype(np.float64)
     at_a_time = _images_at_a_time(N, K_train.n_max)
     with Progress(n_rows, "variances of the ensemble") as progress:
         for first in range(0, n_rows, at_a_time):
             last = min(first + at_a_time, n_rows)
             weights = np.empty((N, last - first), order="F")
             for start, rows in _rows_between(T, first, last, N):
-                weights[:, start - first : start - first + len(rows)] = solution.factor.solve(rows.T)
+                columns = solution.factor.solve(rows.T)
+                weights[:, start - first : start - first + len(rows)] = columns
+                of_process[start : start + len(rows)] -= np.einsum("ij,ji->i", rows, columns)
                 progress(len(rows))
             for start, rows in _rows_between(K, first, last, N):
                 columns = weights[:, start - first : start - first + len(rows)]
                 variances[start : start + len(rows)] -= 2 * np.einsum("ij,ji->i", rows, columns)
             variances[first:last] += _quadratic_forms(K_train, weights)
     # At a training image, without noise, the variance is 0 up to rounding.
-    return np.maximum(variances, 0)
+    return np.maximum(variances, 0), np.maximum(of_process, 0)
 
 
 def n_operations(N: int, n_images: int) -> float:

@@ -186,9 +186,13 @@ def _left_out(scores: LeaveOneOutScores | None, N: int) -> tuple[str, str]:
 
 def _uncertainty(report: _Report) -> list[Block]:
     scored = [
-        (r.run, "trained ensemble" if "ensemble" in r.extras else "Gaussian process", r.scores.test)
+        (r.run, kind, of_sets.test)
         for r in report.results
-        if r.scores is not None
+        for kind, of_sets in (
+            ("trained ensemble" if "ensemble" in r.extras else "Gaussian process", r.scores),
+            ("Gaussian process", r.gaussian_process_scores),
+        )
+        if of_sets is not None
     ]
     if not scored:
         return []

@@ -49,12 +49,15 @@ def test_the_variances_are_the_formulas(runs, N, read, at_a_time, monkeypatch):
     T, Tv, Tt = read(T_run)
     K, Kv, Kt = read(K_run)
     solution = solve(T, targets(data.Y[:N], 3), noise=NOISE)
-    test = ensemble_variances(Tt, Kt, K, solution, 7)
+    test, of_process = ensemble_variances(Tt, Kt, K, solution, 7)
+    np.testing.assert_allclose(of_process, posterior_variances(Tt, solution, 7), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(test, dense(data, data.Xt, N), rtol=1e-9, atol=1e-9)
     cut_off_first = np.concatenate([data.X[N:], data.Xv])
-    vali = ensemble_variances(ValidationKernel(T, Tv, N), ValidationKernel(K, Kv, N), K, solution, 9 + 23 - N)
+    of_vali = ValidationKernel(T, Tv, N)
+    vali, of_process = ensemble_variances(of_vali, ValidationKernel(K, Kv, N), K, solution, 9 + 23 - N)
+    np.testing.assert_allclose(of_process, posterior_variances(of_vali, solution, 9 + 23 - N), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(vali, dense(data, cut_off_first, N), rtol=1e-9, atol=1e-9)
-    few = ensemble_variances(Tt, Kt, K, solution, 2)
+    few, _ = ensemble_variances(Tt, Kt, K, solution, 2)
     np.testing.assert_allclose(few, test[:2], rtol=1e-12)
 
 
@@ -65,7 +68,7 @@ def test_of_equal_kernels_it_is_the_posterior_variance(runs):
     assert solution.added == 0
     expected = posterior_variances(Tt, solution, 7)
     assert expected.max() > 1e-3
-    np.testing.assert_allclose(ensemble_variances(Tt, Tt, T, solution, 7), expected, atol=1e-6)
+    np.testing.assert_allclose(ensemble_variances(Tt, Tt, T, solution, 7)[0], expected, atol=1e-6)
 
 
 def test_the_memory_is_asked_for_first(runs, monkeypatch):

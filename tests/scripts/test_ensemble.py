@@ -54,7 +54,17 @@ def test_the_variances_are_the_formulas(workdir):
         np.testing.assert_allclose(arrays["variances_test"], expected, rtol=1e-6, atol=1e-9 * K_tt.max())
         log_p = log_probabilities(arrays["test"], result["output_scale"] * arrays["variances_test"])
         np.testing.assert_allclose(arrays["log_probabilities_test"], log_p)
-    assert re.search(r"seed_15_ntk +\| trained ensemble +\|", report(workdir))
+    # The Gaussian process's beside them are those of --variances.
+    ended = script("classify_gp", *NTK, f"--path={workdir}", "--variances", "--noise=1e-3", "--csv_dir=process")
+    assert ended.status == 0, ended.stderr
+    of_process = json.loads((workdir / "process" / "seed_15_ntk.json").read_text())["scores"]
+    for name in ("vali", "test"):
+        assert result["gaussian_process_scores"][name] == pytest.approx(of_process[name], rel=1e-6)
+        assert result["scores"][name] != pytest.approx(of_process[name], rel=1e-3)
+    rows = [f"{of_process['test']['negative_log_likelihood']:.4f}", f"{result['scores']['test']['brier_score']:.4f}"]
+    page = report(workdir)
+    assert re.search(rf"seed_15_ntk +\| trained ensemble +\| +\S+ \| +{rows[1]} \|", page)
+    assert re.search(rf"seed_15_ntk +\| Gaussian process +\| +{rows[0]} \|", page)
 
 
 def report(workdir):
