@@ -156,6 +156,7 @@ def classify(
         run=run.name,
         model=description.model,
         dataset=description.dataset,
+        preprocessing=description.preprocessing or None,
         **vars(request.settings(description.fingerprint)),
         training_error=error_percent(means.train, train_labels),
         validation_error=error_percent(means.vali, vali_labels),

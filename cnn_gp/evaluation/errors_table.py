@@ -14,7 +14,7 @@ def errors_as_text(results: Sequence[Result]) -> str:
     rows = []
     for r in results:
         errors = map(percent, (r.training_error, r.validation_error, r.test_error))
-        rows.append([r.run, r.dataset, f"{r.N_train:,}", *errors, *_accuracy(r)])
+        rows.append([r.run, r.data, f"{r.N_train:,}", *errors, *_accuracy(r)])
     footer = "Errors in %."
     if with_paper:
         header += ["paper: validation", "test"]
@@ -31,7 +31,7 @@ def errors_table(results: Sequence[Result]) -> Table:
     rows = []
     for r in results:
         errors = [percent(r.validation_error), percent(r.test_error), *(_paper_cells(r) if with_paper else [])]
-        rows.append([r.run, r.dataset, f"{r.N_train:,}", *errors, *_accuracy(r)])
+        rows.append([r.run, r.data, f"{r.N_train:,}", *errors, *_accuracy(r)])
     return Table(header, rows, "ll" + "r" * (len(header) - 2))
 
 
@@ -47,7 +47,7 @@ def percent(error: float) -> str:
 
 def _paper(result: Result) -> tuple[float, float] | None:
     # A run of another name may be of another depth or variance.
-    return PAPER_ERRORS.get(result.run) if result.dataset == "mnist" and result.run == result.model else None
+    return PAPER_ERRORS.get(result.run) if result.data == "mnist" and result.run == result.model else None
 
 
 def _paper_cells(result: Result) -> list[str]:

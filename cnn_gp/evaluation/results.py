@@ -117,6 +117,8 @@ class Result:
     peak_memory_bytes: int
     noise_by: str = "validation"
     """Of :class:`Settings`."""
+    preprocessing: dict[str, Any] | None = None
+    """What was done to the images, "zca" and "flip", as in the run's description; None where nothing was."""
     solver: str = "cholesky"
     """Or "cg": conjugate gradients. Then the log marginal likelihood is an estimate."""
     preconditioner_rank: int | None = None
@@ -143,6 +145,12 @@ class Result:
     def solve_seconds(self) -> float:
         """All of stage 2."""
         return sum(seconds for step, seconds in self.times.items() if step != "kernel")
+
+    @property
+    def data(self) -> str:
+        """The data set's name, and what was done to its images."""
+        done = (name if value is True else f"{name} {value:g}" for name, value in (self.preprocessing or {}).items())
+        return ", ".join([self.dataset, *done])
 
     def to_json(self) -> str:
         """The content of the result's JSON file."""

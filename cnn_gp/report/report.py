@@ -310,7 +310,7 @@ def _test_images(workdir: Path, name: str) -> np.ndarray | None:
 def _facts(r: Result) -> str:
     who = ", ".join(sorted({f"the {record['engine']} engine" for record in r.kernel_computed_by}))
     facts = [
-        f"{r.N_train:,} training, {r.N_vali:,} validation and {r.N_test:,} test images of {r.dataset}.",
+        f"{r.N_train:,} training, {r.N_vali:,} validation and {r.N_test:,} test images of {r.data}.",
         f"Kernel time {duration(r.times['kernel'])} on {who}; solve and predictions {duration(r.solve_seconds)}, "
         f"{r.peak_memory_bytes / 1e9:.1f} GB of memory at most.",
     ]

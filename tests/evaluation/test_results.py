@@ -94,6 +94,8 @@ def test_the_papers_errors_stand_beside_mnists():
     assert errors_as_text([PLAIN]).splitlines()[-1] == "Errors in %."
     # A run of another name may be of another depth or variance.
     assert "paper" not in errors_as_text([replace(of_paper, run="shallow")])
+    whitened = errors_as_text([replace(of_paper, preprocessing={"flip": True, "zca": 0.01})])
+    assert "mnist, flip, zca 0.01" in whitened and "paper" not in whitened
 
 
 def test_the_searchs_rows_are_in_the_order_of_their_errors():

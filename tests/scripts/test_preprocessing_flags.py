@@ -28,6 +28,7 @@ def place(tmp_path_factory):
     assert "warning" not in ended.stdout + ended.stderr
     ended = script("classify_gp", *place)
     assert ended.status == 0, ended.stderr
+    assert "digits, flip, zca 0.01" in ended.stdout
     return place
 
 
