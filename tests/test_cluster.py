@@ -27,16 +27,16 @@ from cnn_gp.regression.memory_needs import check_memory
 from cnn_gp.regression.predict import ValidationKernel, posterior_variances
 from cnn_gp.regression.solve import solve, targets
 from cnn_gp.store.run_directory import RunDirectory
+from helpers.dask_cluster import ENVIRONMENT, local_client
 from helpers.matrices import SlowGram, in_memory, stored
-from helpers.paths import TESTS
 from helpers.small_runs import NumpyEngine, begin, complete, job_of, make_data
 from helpers.waiting import PATIENCE, wait_until
 from helpers.workers import SIZES, MeetingEngine, SlowEngine, datasets_of
 
 pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
-distributed = pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
+pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
 
-from cnn_gp.regression.dask_cholesky import ClusterFactor  # noqa: E402
+from cnn_gp.regression.dask_cholesky import ClusterFactor
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +46,7 @@ def several_chunks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def client():
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        # The workers must find the tests' own modules.
-        client.run(lambda path: __import__("sys").path.append(path), str(TESTS))
+    with local_client(2) as client:
         yield client
 
 
@@ -140,7 +137,7 @@ def start_dask(tmp_path):
     """A function that starts `dask scheduler` or `dask worker`; the scheduler's address is in a file."""
     started = []
     options = {"scheduler": ["--host=127.0.0.1", "--port=0"], "worker": ["--no-nanny", "--nthreads=1"]}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | ENVIRONMENT
 
     def start(what):
         command = [sys.executable, "-m", "dask", what, f"--scheduler-file={tmp_path / 'dask.json'}", "--no-dashboard"]

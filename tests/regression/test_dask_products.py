@@ -15,24 +15,22 @@ from cnn_gp.regression.memory_needs import has_memory
 from cnn_gp.regression.predict import predict
 from cnn_gp.regression.solve import solve, targets
 from cnn_gp.regression.tile_products import TileProducts, halves, sum_in_pairs
+from helpers.dask_cluster import local_client
 from helpers.matrices import stored
-from helpers.paths import TESTS
 from helpers.small_runs import complete, make_data
 from helpers.waiting import wait_until
 
-distributed = pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
+pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
 
-from cnn_gp.regression import dask_products as module  # noqa: E402
-from cnn_gp.regression.dask_products import ClusterProducts  # noqa: E402
+from cnn_gp.regression import dask_products as module
+from cnn_gp.regression.dask_products import ClusterProducts
 
 N, N_MAX, NOISE = 160, 16, 1e-3
 
 
 @pytest.fixture(scope="module")
 def client():
-    options = {"n_workers": 3, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        client.run(lambda path: __import__("sys").path.append(path), str(TESTS))
+    with local_client(3) as client:
         yield client
 
 
