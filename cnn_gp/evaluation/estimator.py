@@ -7,7 +7,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -22,10 +22,12 @@ from ..engines.engine import Engine
 from ..errors import InputError
 from ..progress import silent
 from ..regression.gram_matrix import GramMatrix
+from ..regression.iterative import Iterative, least_bytes
 from ..regression.leave_one_out import LeaveOneOut, leave_one_out
 from ..regression.lower_triangle import LowerTriangle
+from ..regression.memory_needs import n_bytes
 from ..regression.solve import Solution, solve
-from .computed_gram import ComputedGram
+from .computed_gram import ROWS, ComputedGram
 from .noise_choice import best_noise
 from .predict_images import posterior
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from ..kernels.network_kernel import NetworkKernel
 
 Noise = float | Literal["loo", "validation"]
+
+Solver = Literal["auto", "cholesky", "cg"]
 
 #: Of so many images one is held out to choose the noise by noise="validation".
 HELD_OUT = 6
@@ -50,6 +54,7 @@ class NNGPEstimator(BaseEstimator):
         pool: "Pool | None" = None,
         ntk: bool = False,
         noise: Noise = 0.0,
+        solver: Solver = "auto",
         image_shape: Sequence[int] | None = None,
         engine: str = "auto",
         n_threads: int | None = None,
@@ -59,6 +64,7 @@ class NNGPEstimator(BaseEstimator):
         self.pool = pool
         self.ntk = ntk
         self.noise = noise
+        self.solver = solver
         self.image_shape = image_shape
         self.engine = engine
         self.n_threads = n_threads
@@ -134,8 +140,8 @@ class NNGPEstimator(BaseEstimator):
         """For images as :func:`~cnn_gp.data.validation.validated` returns them and targets Y [N, outputs]."""
         # So that a fit that fails leaves nothing of another.
         self.__dict__.pop("_solution", None)
-        self._check_noise()
-        self._check_memory(len(Y))
+        self._check_noise_and_solver()
+        self._check_memory(*Y.shape)
         pixels, shape = self._pixels_and_shape(X)
         kernel = self._build_kernel(shape)
         self.image_shape_ = shape
@@ -169,9 +175,11 @@ class NNGPEstimator(BaseEstimator):
         self._leave_one_out = None
         self.noise_search_: dict[float, float] = {}
 
+        say = print if self.verbose else _say_nothing
+        iterative = self._iterative(gram, len(Y), say)
+
         def solve_for(N: int, noise: float) -> Solution:
-            say = print if self.verbose else lambda line: None
-            return solve(gram, Y[:N], 0.0, noise, say, images=lambda: self.X_train_)
+            return solve(gram, Y[:N], 0.0, noise, say, images=lambda: self.X_train_, iterative=iterative)
 
         def solve_at(noise: float) -> Solution:
             return solve_for(len(Y), noise)
@@ -198,16 +206,37 @@ class NNGPEstimator(BaseEstimator):
         else:
             self._solution = solve_at(float(self.noise))
 
-    def _check_noise(self) -> None:
+    def _iterative(self, gram: GramMatrix, N: int, say: Callable[[str], None]) -> Iterative | None:
+        """How to solve by conjugate gradients where that is asked for or a factor's memory lacks; None: by a factor."""
+        needed = n_bytes(N, gram.n_max, gram.N) + (self._n_factors - 1) * LowerTriangle.n_bytes(N)
+        there = memory.available()
+        if self.solver == "cholesky" or (self.solver == "auto" and needed <= there):
+            return None
+        say(
+            f"Solving for {N:,} images by conjugate gradients; a factorisation takes {needed / 1e9:.2f} GB of memory, "
+            f"{there / 1e9:.2f} GB are there."
+        )
+        return Iterative()
+
+    @property
+    def _n_factors(self) -> int:
+        """That are in memory at a time."""
+        return 2 if isinstance(self.noise, str) else 1
+
+    def _check_noise_and_solver(self) -> None:
         is_number = isinstance(self.noise, numbers.Real) and 0 <= self.noise < math.inf
         if self.noise not in ("loo", "validation") and not is_number:
             raise InputError(f"noise is {self.noise!r}; expected a number of at least 0, 'loo' or 'validation'.")
+        if self.solver not in get_args(Solver):
+            raise InputError(f"solver is {self.solver!r}; expected 'auto', 'cholesky' or 'cg'.")
 
-    def _check_memory(self, N: int) -> None:
+    def _check_memory(self, N: int, n_outputs: int) -> None:
         """Before the kernel is computed, which takes longest."""
-        n_factors = 2 if isinstance(self.noise, str) else 1
+        factors = self._n_factors * LowerTriangle.n_bytes(N)
+        iterative = least_bytes(N, n_outputs, min(ROWS, N), N)
+        solving = {"cholesky": factors, "cg": iterative, "auto": min(factors, iterative)}[self.solver]
         memory.check(
-            ComputedGram.n_bytes(N) + n_factors * LowerTriangle.n_bytes(N),
+            ComputedGram.n_bytes(N) + solving,
             f"Fitting {N:,} images",
             "fit fewer, or take save_kernels.py and classify_gp.py, which keep the kernel on disk",
         )
@@ -310,6 +339,10 @@ class NNGPEstimator(BaseEstimator):
             made = kernel_from_description(description) if kind == "kernel" else layer_from_description(description)
             state = {**state, "kernel": made}
         super().__setstate__(state)
+
+
+def _say_nothing(line: str) -> None:
+    """A function that pickles."""
 
 
 @functools.lru_cache(maxsize=4)

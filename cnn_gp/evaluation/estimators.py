@@ -22,7 +22,7 @@ from ..regression.predict import error_percent, posterior_means
 from ..regression.solve import Solution, targets
 from ..store.stored_matrix import StoredGram, StoredKernel
 from ..store.stored_run import open_run
-from .estimator import NNGPEstimator, Noise
+from .estimator import NNGPEstimator, Noise, Solver
 from .metrics import log_probabilities, output_scale
 
 
@@ -42,6 +42,8 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
     :param noise: observation noise, relative to the kernel's mean diagonal: a number, or "loo" or "validation", which
         choose it from a grid with a factorisation each: by the leave-one-out log predictive density, in closed form, or
         by the error on every sixth image, after which all images train.
+    :param solver: "cholesky", a factorisation; "cg", conjugate gradients without a factor's memory; "auto": the
+        factorisation where its memory fits.
     :param image_shape: of images that are given as [N, D]: (C, H, W), or (H, W) for one channel.
     :param engine: "auto", "fused" (CPU) or "tensorflow".
     :param n_threads: of the fused engine; by default one a core.
@@ -68,6 +70,7 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
         path: str | Path,
         *,
         noise: Noise = 0.0,
+        solver: Solver = "auto",
         engine: str = "auto",
         n_threads: int | None = None,
         verbose: bool = False,
@@ -90,6 +93,7 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
         self = cls(
             kernel_from_description(description.kernel),
             noise=noise,
+            solver=solver,
             image_shape=description.image_shape,
             engine=engine,
             n_threads=n_threads,
@@ -109,7 +113,7 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
             return error_percent(means, labels["Yv"])
 
         with as_value_errors(), silent(not verbose):
-            self._check_noise()
+            self._check_noise_and_solver()
             self._solve(StoredGram(run), targets(labels["Y"], description.n_classes), validation_loss)
         return self
 

@@ -73,8 +73,7 @@ class Iterative:
         :raises UserError: where the memory doesn't suffice even without both.
         """
         total = int(_SHARE * memory.available()) if self.memory is None else self.memory
-        # Two rows of tiles that are read, one of them in float64.
-        fixed = 8 * _VECTORS * N * n_columns + 20 * gram.n_max * gram.N
+        fixed = least_bytes(N, n_columns, gram.n_max, gram.N)
         if total < fixed:
             raise UserError(
                 f"Conjugate gradients with {N:,} images need {fixed / 1e9:.2f} GB of memory and have "
@@ -91,6 +90,11 @@ class Iterative:
         from .dask_products import ClusterProducts
 
         return ClusterProducts(self.client, gram, N, room)
+
+
+def least_bytes(N: int, n_columns: int, n_max: int, n_stored: int) -> int:
+    """The memory without preconditioner and kept tiles: vectors, and two rows of tiles, one of them in float64."""
+    return 8 * _VECTORS * N * n_columns + 20 * n_max * n_stored
 
 
 class Prepared:

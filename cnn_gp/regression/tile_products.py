@@ -8,7 +8,7 @@ memory, in the precision that they are stored in; the others are read each time,
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,6 +66,10 @@ class TileProducts:
             if total > limit:
                 break
             self._first_kept = start
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The rows are read again.
+        return {**vars(self), "_kept": None}
 
     @property
     def share_in_memory(self) -> float:

@@ -18,6 +18,7 @@ from cnn_gp.evaluation import classify
 from cnn_gp.evaluation.computed_gram import ComputedGram
 from cnn_gp.evaluation.noise_choice import NOISES
 from cnn_gp.evaluation.result_files import ResultFiles
+from cnn_gp.regression.iterative import IterativeFactor
 
 DIGITS = load_digits()
 X, Y = DIGITS.images / 16, DIGITS.target
@@ -306,6 +307,54 @@ def test_a_fit_that_memory_lacks_is_refused_before_the_kernel_is_computed(monkey
     monkeypatch.setattr(memory, "available", lambda: 100_000)
     with pytest.raises(ValueError, match=r"Fitting 200 images needs 0.0 GB .*: fit fewer, or take save_kernels.py"):
         NNGPClassifier().fit(X[:200], Y[:200])
+
+
+@pytest.mark.parametrize("from_run", [False, True])
+def test_conjugate_gradients_predict_what_the_factorisation_predicts(stages, from_run):
+    run, test = stages[0], X[TEST]
+
+    def fitted(solver):
+        if from_run:
+            return NNGPClassifier.from_run(run.folder, noise=1e-2, solver=solver)
+        return NNGPClassifier("convnet_gp", noise=1e-2, solver=solver).fit(X[TRAIN], Y[TRAIN])
+
+    exact, found = fitted("cholesky"), fitted("cg")
+    assert isinstance(found._solution.factor, IterativeFactor)
+    assert not isinstance(exact._solution.factor, IterativeFactor)
+    again = pickle.loads(pickle.dumps(found))
+    for classifier in (found, again):
+        np.testing.assert_allclose(classifier.predict_proba(test), exact.predict_proba(test), atol=1e-5)
+    assert found.loo_score_ == exact.loo_score_
+    assert found.log_marginal_likelihood_ == pytest.approx(exact.log_marginal_likelihood_, rel=0.05)
+
+
+@pytest.mark.parametrize("noise", ["loo", "validation"])
+def test_conjugate_gradients_choose_the_noise_that_the_factorisation_chooses(noise):
+    exact, found = (NNGPClassifier(noise=noise, solver=solver).fit(X[:60], Y[:60]) for solver in ("cholesky", "cg"))
+    assert found.noise_ == exact.noise_
+    losses = list(found.noise_search_.values()), list(exact.noise_search_.values())
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_auto_is_the_factorisation_where_its_memory_fits(monkeypatch, capsys):
+    assert not isinstance(NNGPClassifier(verbose=True).fit(X[:60], Y[:60])._solution.factor, IterativeFactor)
+    assert "conjugate" not in capsys.readouterr().out
+    monkeypatch.setattr("cnn_gp.evaluation.estimator.n_bytes", lambda *sizes: 10**15)
+    assert isinstance(NNGPClassifier(verbose=True).fit(X[:60], Y[:60])._solution.factor, IterativeFactor)
+    said = capsys.readouterr().out
+    assert "Solving for 60 images by conjugate gradients; a factorisation takes 1000000.00 GB of memory" in said
+    assert "GB are there" in said
+    assert not isinstance(NNGPClassifier(solver="cholesky").fit(X[:60], Y[:60])._solution.factor, IterativeFactor)
+    with pytest.raises(ValueError, match=r"solver is 'lu'; expected 'auto', 'cholesky' or 'cg'"):
+        NNGPClassifier(solver="lu").fit(X[:60], Y[:60])
+
+
+def test_the_memory_of_a_factor_is_asked_for_only_where_there_is_to_be_one(monkeypatch):
+    checked: list[int] = []
+    monkeypatch.setattr(memory, "check", lambda n, *texts: checked.append(n))
+    for solver in ("cholesky", "cg", "auto"):
+        NNGPClassifier(solver=solver)._check_memory(20_000, 10)
+    assert checked[1] < checked[0] and checked[2] == checked[1]
 
 
 def test_the_tensorflow_engine_in_float32_and_float64(tmp_path):
