@@ -113,6 +113,11 @@ def define_sizes() -> None:
     flags.DEFINE_integer("N_test", None, "Test images; by default the data set's own number.")
 
 
+def define_flip() -> None:
+    """--flip"""
+    flags.DEFINE_bool("flip", False, "Train on the mirror images of the training images too: twice as many.")
+
+
 def sizes() -> dict[str, Any]:
     """The sizes that the flags of :func:`define_sizes` ask for; None: the data set's own."""
     return {name: flags.FLAGS[name].value for name in ("N_train", "N_vali", "N_test")}

@@ -14,6 +14,7 @@ from absl import flags
 
 from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
+from cnn_gp.data.preprocessing import with_flips_of_training
 from cnn_gp.engines.choice import choose_engine, make_engine, work_per_entry
 from cnn_gp.errors import ShrunkMapError
 from cnn_gp.kernels.architectures import build_kernel, run_name
@@ -23,6 +24,7 @@ from cnn_gp.store.tiling import Tiling
 FLAGS = flags.FLAGS
 shared_flags.define_data_set()
 shared_flags.define_sizes()
+shared_flags.define_flip()
 shared_flags.define_runs()
 shared_flags.define_n_max()
 shared_flags.define_devices()
@@ -36,6 +38,8 @@ def main() -> None:
     runs = shared_flags.runs()
     data = datasets.load(FLAGS.dataset, data_dir=FLAGS.data_dir, **shared_flags.sizes())
     print(*data.in_words(), sep="\n", flush=True)
+    if FLAGS.flip:
+        data = with_flips_of_training(data)
     tiling = Tiling(*data.sizes, FLAGS.n_max)
     gigabytes = tiling.n_bytes(4) / 1e9
     with cli.without_startup_messages():

@@ -22,6 +22,7 @@ FLAGS = flags.FLAGS
 shared_flags.define_run()
 shared_flags.define_data_set()
 shared_flags.define_sizes()
+shared_flags.define_flip()
 shared_flags.define_n_max()
 shared_flags.define_devices()
 # With any of these seven, a run needs a --run_name of its own.
@@ -33,7 +34,6 @@ flags.DEFINE_float("var_weight", None, "Weight variance in place of the model's 
 flags.DEFINE_float("var_bias", None, "Bias variance in place of the model's own.")
 flags.DEFINE_bool("multiply_by_sqrt2", None, "Whether the ReLU is times sqrt(2).")
 flags.DEFINE_float("zca", None, "Whiten the images, with this regularization relative to the mean eigenvalue: 1e-2.")
-flags.DEFINE_bool("flip", False, "Train on the mirror images of the training images too: twice as many.")
 flags.DEFINE_enum("engine", "auto", ENGINES, "How entries are computed; auto: fused (on the CPU) where it can.")
 flags.DEFINE_integer("n_threads", None, "Threads of the fused engine; by default one a core.", lower_bound=1)
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision of the kernel's entries.")

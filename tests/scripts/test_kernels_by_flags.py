@@ -48,6 +48,13 @@ def test_what_a_pool_cannot_be(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_size_of_a_run_with_mirror_images():
+    process = script("job_size", "--N_train=20", "--N_vali=10", "--N_test=10", "--flip", "--runs=convnet_gp")
+    assert process.status == 0, process.stderr
+    # 40 training images: 40 * 41 / 2 + (10 + 10) * 40.
+    assert "1,620 kernel entries" in process.stdout
+
+
 def test_the_size_of_each_run(tmp_path):
     process = script("job_size", *SIZES, "--runs=convnet_gp,myrtle5", "--n_max=10")
     assert process.status == 0, process.stderr
