@@ -8,14 +8,16 @@ cores (affinity), one after the other; a time is the median of --repeats. Prints
 
     python benchmarks/kernel_entries.py --data_dir=DIR --variants=ntk,pool_2,pool_5,pool_5_ntk,pool_global
 
-measures the kernels with a pool, the neural tangent kernels and the plain kernel with the fused engine on one core, in
-turns in one process, and prints how many plain entries an entry costs. These times are the processor's, for a machine
-that others share. With --nt_python neural-tangents is measured beside them. Of --models here, "myrtle5" has images of
+measures the kernels with a pool, the neural tangent kernels and the plain kernel with the fused engine, in turns in one
+process without TensorFlow, and prints how many plain entries an entry costs. These times are the processor's, divided
+by the number of cores, for a machine that others share. With --nt_python neural-tangents is measured beside them, with
+a pool at the best of --nt_batches and once, for a pair takes it seconds. Of --models here, "myrtle5" has images of
 28 x 28 pixels, and "myrtle5_rgb" those of 3 x 32 x 32.
 """
 
 import json
 import math
+import multiprocessing
 import os
 import resource
 import statistics
@@ -23,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from cnn_gp import cli
 from cnn_gp.data import datasets
 from cnn_gp.engines.engine import Engine
 from cnn_gp.engines.fused.engine import FusedEngine
+from cnn_gp.engines.fused.program import Program
 from cnn_gp.errors import UserError
 from cnn_gp.kernels.architectures import PAPER_MODELS, build_kernel, parse_pool
 from cnn_gp.provenance import processor, software
@@ -50,6 +55,7 @@ flags.DEFINE_integer("n_pooled", 64, "The least of the same for a kernel with a 
 flags.DEFINE_integer("repeats", 5, "Measurements of each, of which the median counts.")
 flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision.")
 flags.DEFINE_string("nt_python", None, "Python of an environment with neural-tangents (neural_tangents_entry.py).")
+flags.DEFINE_string("nt_batches", "2,4", "Images on a side of neural-tangents' batch, with a pool.")
 flags.DEFINE_string("json", None, "File to write the measurements to.")
 flags.DEFINE_list("variants", [], "Of each kernel, as in the names of runs: ntk, pool_5, pool_global_ntk, ...")
 flags.DEFINE_string("measure", None, "Internal: measure this one case and print JSON.")
@@ -104,18 +110,30 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_variants(model: str) -> list[dict[str, Any]]:
-    """In a process of its own: the fused engine on one core, for each of --variants and the plain kernel in turns."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+def shape_of(model: str) -> tuple[int, ...]:
+    """Of the images: channels, rows and columns."""
+    return (3, 32, 32) if model.endswith("_rgb") else GRAY
+
+
+def lowered(model: str, variant: str) -> tuple[Program, int]:
+    """In a process of its own, which imports TensorFlow: a kernel's program, and its number of displacements."""
     from cnn_gp.engines.fused.lowering import lower
 
-    cases, model, shape = [], model.removesuffix("_rgb"), (3, 32, 32) if model.endswith("_rgb") else GRAY
-    for variant in ["", *FLAGS.variants]:
-        which, pool = kernel_and_pool(variant)
-        kernel = build_kernel(model, shape, kernel=which, pool=parse_pool(pool))
-        n = max(FLAGS.n_pooled, int(FLAGS.n_fused / kernel.n_displacements**0.5) // 16 * 16)
-        engine = FusedEngine(lower(kernel), n_threads=1)
-        cases.append((variant, engine, images(2 * n, shape).astype(np.float32), kernel))
+    which, pool = kernel_and_pool(variant)
+    kernel = build_kernel(model.removesuffix("_rgb"), shape_of(model), kernel=which, pool=parse_pool(pool))
+    return lower(kernel), kernel.n_displacements
+
+
+def measure_variants(model: str, cores: int) -> list[dict[str, Any]]:
+    """In a process of its own: the fused engine on some cores, each of --variants and the plain kernel in turns."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    cases, variants, peak = [], ["", *FLAGS.variants], operations.peak()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        programs = list(process.map(lowered, [model] * len(variants), variants))
+    for variant, (program, n_displacements) in zip(variants, programs, strict=True):
+        n = max(FLAGS.n_pooled, int(FLAGS.n_fused / n_displacements**0.5) // 16 * 16)
+        engine = FusedEngine(program, n_threads=cores)
+        cases.append((variant, engine, images(2 * n, shape_of(model)).astype(np.float32), n_displacements))
     for _, engine, X, _ in cases:
         engine.matrix(X[:2], X[2:4])
     seconds: dict[str, list[float]] = {variant: [] for variant, *_ in cases}
@@ -124,18 +142,21 @@ def measure_variants(model: str) -> list[dict[str, Any]]:
             n = len(X) // 2
             start = time.process_time()
             engine.matrix(X[:n], X[n:])
-            seconds[variant].append((time.process_time() - start) / n**2)
+            seconds[variant].append((time.process_time() - start) / (cores * n**2))
     us = {variant: 1e6 * statistics.median(times) for variant, times in seconds.items()}
     return [
         {
             "model": model,
             "variant": variant,
-            "displacements": kernel.n_displacements,
+            "cores": cores,
+            "displacements": n_displacements,
+            "operations": operations.per_entry(engine.program),
+            "peak": peak,
             "us_per_entry": us[variant],
             "plain_entries": us[variant] / us[""],
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         }
-        for variant, *_, kernel in cases
+        for variant, engine, _, n_displacements in cases
     ]
 
 
@@ -147,16 +168,20 @@ def kernel_and_pool(variant: str) -> tuple[str, str]:
 
 def report_variants(measurements: list[dict[str, Any]]) -> str:
     """A Markdown table."""
-    lines = ["| kernel | displacements | us | plain entries | peak MB | neural-tangents, us | ratio | its peak MB |"]
-    lines.append("|" + "---|" * 8)
+    lines = [
+        "| kernel | cores | displacements | us | plain entries | of peak | peak MB | neural-tangents, us | ratio | "
+        "its peak MB |"
+    ]
+    lines.append("|" + "---|" * 10)
     for m in measurements:
         name = "_".join(filter(None, (m["model"], m["variant"])))
-        cells = [f"`{name}`", str(m["displacements"]), f"{m['us_per_entry']:.1f}", f"{m['plain_entries']:.2f}"]
-        cells.append(f"{m['peak_mb']:.0f}")
+        cells = [f"`{name}`", str(m["cores"]), str(m["displacements"]), f"{m['us_per_entry']:.1f}"]
+        cells += [f"{m['plain_entries']:.2f}", f"{100 * fraction_of_peak(m):.0f} %", f"{m['peak_mb']:.0f}"]
         if "peer" in m:
             peer = m["peer"]
-            cells += [f"{peer['processor_us']:,.0f} ({peer['batch']} x {peer['batch']})"]
-            cells += [f"{peer['processor_us'] / m['us_per_entry']:.0f}", f"{peer['peak_mb']:.0f}"]
+            us = peer["processor_us"] / m["cores"]
+            cells += [f"{us:,.0f} ({peer['batch']} x {peer['batch']})"]
+            cells += [f"{us / m['us_per_entry']:,.0f}", f"{peer['peak_mb']:,.0f}"]
         else:
             cells += ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
@@ -169,17 +194,18 @@ def in_a_process(case: dict[str, Any]) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def neural_tangents(model: str, cores: int, variant: str = "", batches: str = "8,16,32") -> dict[str, Any]:
+def neural_tangents(model: str, cores: int, variant: str = "", *, pooled: bool = False) -> dict[str, Any]:
     """The same measurement of neural-tangents, in its own environment, at the best of its batch sizes."""
+    batches, repeats = (FLAGS.nt_batches, 1) if pooled else ("8,16,32", FLAGS.repeats)
     which, pool = kernel_and_pool(variant)
-    channels, *size = (3, 32, 32) if model.endswith("_rgb") else GRAY
+    channels, *size = shape_of(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         X = images(64, (channels, *size)).reshape(-1, channels, *size).transpose(0, 2, 3, 1)
         np.save(path, X.astype(FLAGS.float_type))
         program = Path(__file__).with_name("neural_tangents_entry.py")
         command = [FLAGS.nt_python, str(program), model.removesuffix("_rgb"), str(path), f"--batches={batches}"]
-        command += [f"--repeats={FLAGS.repeats}", f"--kernel={which}", f"--pool={pool}"]
+        command += [f"--repeats={repeats}", f"--kernel={which}", f"--pool={pool}"]
         available = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, available[:cores])
         try:
@@ -240,16 +266,15 @@ def main() -> None:
     """Measure everything, print the table."""
     if FLAGS.measure is not None:
         case = json.loads(FLAGS.measure)
-        print(json.dumps(measure(case) if "engine" in case else measure_variants(case["model"])))
+        print(json.dumps(measure(case) if "engine" in case else measure_variants(**case)))
         return
     measurements: list[dict[str, Any]] = []
-    for model in FLAGS.models if FLAGS.variants else []:
-        found = in_a_process({"model": model})
+    for model, cores in product(FLAGS.models, map(int, FLAGS.cores)) if FLAGS.variants else []:
+        found = in_a_process({"model": model, "cores": cores})
         measurements += found
         print(report_variants(found), flush=True)
         for m in found if FLAGS.nt_python is not None else []:
-            batches = "8,16,32" if m["displacements"] == 1 else "2,4"
-            m["peer"] = neural_tangents(model, 1, m["variant"], batches)
+            m["peer"] = neural_tangents(model, cores, m["variant"], pooled=m["displacements"] > 1)
             print(report_variants([m]).splitlines()[-1], flush=True)
     for model in [] if FLAGS.variants else FLAGS.models:
         for cores in map(int, FLAGS.cores):

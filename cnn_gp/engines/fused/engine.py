@@ -34,13 +34,17 @@ def is_compiled() -> bool:
     return is_kept(variances) and is_kept(covariances)
 
 
+def all_codes(program: Program) -> list[Code]:
+    """What is run for a pair of images: a code for each displacement, or one of them all; without the head."""
+    codes = Codes(program)
+    if codes.streamed is not None:
+        return [codes.streamed.code]
+    return [codes.images.code] if codes.images.displaced is None else list(codes.images.displaced)
+
+
 def positions_per_entry(program: Program) -> int:
     """How many numbers the steps write for a pair of images, at all displacements: its time is about proportional."""
-    code = Codes(program)
-    codes = [code.images.code] if code.images.displaced is None else code.images.displaced
-    if code.streamed is not None:
-        codes = [code.streamed.code]
-    return sum(int((one.steps["y"]["outputs"] * one.steps["x"]["outputs"]).sum()) for one in codes)
+    return sum(int((one.steps["y"]["outputs"] * one.steps["x"]["outputs"]).sum()) for one in all_codes(program))
 
 
 class FusedEngine:
