@@ -42,7 +42,7 @@ NONLINEARITIES = {
     "tanh": ElementwiseNumerical(tf.math.tanh, degree=50),
 }
 #: Relative differences: a quadrature of 50 points an axis has an error of its own.
-TOLERANCES = {"tanh": 5e-4}
+TOLERANCES = {"tanh": 1e-3}
 #: What neural-tangents has of an image with itself is not a number.
 WITHOUT_DIAGONAL = ("squared relu",)
 CLASSES = {"nngp": NNGPKernel, "ntk": NTKKernel}
