@@ -61,7 +61,8 @@ def _quadratures(diagonals: np.ndarray, offs: np.ndarray) -> np.ndarray:
     result = np.empty(diagonals.shape[1])
     for j in range(len(result)):
         if len(offs):
-            nodes, vectors = eigh_tridiagonal(diagonals[:, j], offs[:, j])
+            # Where eigenvalues repeat, as Lanczos' do, the faster drivers (stevd, stemr) may not converge.
+            nodes, vectors = eigh_tridiagonal(diagonals[:, j], offs[:, j], lapack_driver="stev")
             weights = vectors[0] ** 2
         else:
             nodes, weights = diagonals[:, j], np.ones(1)

@@ -251,6 +251,25 @@ def test_the_log_determinant_is_within_three_standard_errors(run, K, rank):
     assert error < 30
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("noise", [1e-4, 1e-2])
+def test_the_log_determinant_of_5000_images_is_within_three_standard_errors(noise):
+    X = make_data(5000).X.astype(np.float64)
+    squares = np.einsum("ij,ij->i", X, X)
+    K = (2 * np.exp(-0.5 * np.maximum(squares[:, None] + squares - 2 * X @ X.T, 0))).astype(np.float32)
+    np.fill_diagonal(K, 2)
+    of_tiles = TileProducts(ArrayGram(K, 500), 5000, 1e9)
+    # A small rank, which leaves much to be estimated.
+    M = Preconditioner(LowRank(randomly_pivoted_cholesky(of_tiles, 5000, 20), 10_000.0), 2 * noise)
+    found, error = log_determinant(lambda B: of_tiles.times(B) + 2 * noise * B, M)
+    A = np.triu(K).astype(np.float64)
+    A += np.triu(A, 1).T
+    A[np.diag_indices(5000)] += 2 * noise
+    exact = 2 * np.log(np.diagonal(np.linalg.cholesky(A))).sum()
+    assert abs(found - exact) < 3 * error
+    assert 0 < error < 0.01 * abs(exact)
+
+
 def test_a_stagnant_solve_says_so_in_one_line(run, Y, monkeypatch):
     monkeypatch.setattr(module, "TOLERANCE", 1e-19)
     monkeypatch.setattr(cg, "PATIENCE", 10)
