@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..npz import npz_bytes
-from .atomic import remove
+from .atomic import remove, remove_leftovers
 from .run_folder import RunFolder
 from .sealed import Damaged
 
@@ -23,6 +23,7 @@ class KeptState:
 
     def load(self) -> dict[str, np.ndarray] | None:
         """What was saved; None where there is nothing, nothing whole, or another run's or another solve's."""
+        remove_leftovers(self._path.parent)
         try:
             content, _ = self._run.read(self._path)
         except (FileNotFoundError, UserError, Damaged):

@@ -4,13 +4,22 @@ import errno
 import functools
 import json
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from helpers.forked import run_forked
-from helpers.killing import FAILED, KILLED, Fault, kill_before
+from helpers.killing import (
+    FAILED,
+    KILLED,
+    Fault,
+    begin_no_solve,
+    keep_states_and_kill_before,
+    kill_after_states,
+    kill_before,
+)
 
 MODEL = "--run_name=small"
 STAGE_1 = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_max=25", "--model=convnet_gp", MODEL]
@@ -265,3 +274,39 @@ def test_killed_at_any_moment_one_more_extra_loses_none(workdir, expected, tmp_p
     assert classify(workdir, *had).status == 0
     before, after = expected(*had), expected(*had, "--variances")
     assert killed_at_every_operation(workdir, before, ["--variances"], after, tmp_path) == [before, after]
+
+
+# Conjugate gradients -------------------------------------------------------------------------------------------------
+
+CG = ["--solver=cg", "--noise=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def solved(run, tmp_path_factory):
+    """The numbers of a solve by conjugate gradients that nothing interrupts."""
+    workdir = shutil.copytree(run, tmp_path_factory.mktemp("solved") / "workdir")
+    assert classify(workdir, *CG).status == 0
+    assert not list((workdir / "small").glob("*.state.npz"))
+    return numbers(workdir)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("iterations", [1, 3, 5])
+def test_a_killed_solve_goes_on_where_it_was(workdir, solved, iterations):
+    assert solved[0]["iterations"] > iterations
+    ended = classify(workdir, *CG, before=functools.partial(kill_after_states, iterations))
+    assert ended.status == -signal.SIGKILL and numbers(workdir) is None
+    (state,) = (workdir / "small").glob("*.state.npz")
+    assert classify(workdir, *CG, before=begin_no_solve).status == 0
+    assert numbers(workdir) == solved and not state.exists()
+
+
+@pytest.mark.long
+def test_a_solve_killed_while_its_state_is_written_ends_with_the_same_numbers(workdir, solved):
+    for number in range(12):
+        before = functools.partial(keep_states_and_kill_before, number, str(workdir / "small"))
+        assert classify(workdir, *CG, before=before).status == KILLED
+        ended = classify(workdir, *CG)
+        assert ended.status == 0 and numbers(workdir) == solved, number
+        assert not [path.name for path in (workdir / "small").iterdir() if "state" in path.name]
+        shutil.rmtree(workdir / "results")

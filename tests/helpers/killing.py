@@ -8,11 +8,17 @@ import builtins
 import errno
 import io
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import numpy as np
+
+from cnn_gp.regression import conjugate_gradients
+from cnn_gp.store.kept_state import KeptState
 
 #: The exit status of a process that was ended so.
 KILLED = 77
@@ -34,6 +40,31 @@ def kill_before(number: int, place: str) -> None:
 
     for patch in _patches(place, kill):
         patch.start()
+
+
+def kill_after_states(number: int) -> None:
+    """Let conjugate gradients keep their state after each iteration; kill this process (-9) after so many of them."""
+    conjugate_gradients.SECONDS_BETWEEN_STATES = 0.0
+    real, saved = KeptState.save, [0]
+
+    def save(self: KeptState, arrays: dict[str, np.ndarray]) -> None:
+        real(self, arrays)
+        saved[0] += 1
+        if saved[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    mock.patch.object(KeptState, "save", save).start()
+
+
+def keep_states_and_kill_before(number: int, place: str) -> None:
+    """:func:`kill_before`, with states that are kept after each iteration."""
+    conjugate_gradients.SECONDS_BETWEEN_STATES = 0.0
+    kill_before(number, place)
+
+
+def begin_no_solve() -> None:
+    """Let conjugate gradients go on from a state that was kept, or fail."""
+    mock.patch.object(conjugate_gradients, "_begin", side_effect=AssertionError("begun anew")).start()
 
 
 @dataclass
