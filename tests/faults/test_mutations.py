@@ -6,16 +6,19 @@ numbers, end in a traceback, or hang. ``CNN_GP_CASES`` is the number of cases, 3
 """
 
 import collections
+import functools
 import json
 import os
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.forked import run_forked
+from helpers.killing import kill_after_states
 from helpers.small_matrices import matrices
 
 CASES = int(os.environ.get("CNN_GP_CASES", "300"))
@@ -37,11 +40,19 @@ def whole(tmp_path_factory):
         ("save_kernels", *STAGE_1, f"--path={workdir}"),
         ("classify_gp", f"--path={workdir}", MODEL, "--variances", "--learning_curve=20,60"),
         ("classify_gp", f"--path={workdir}", MODEL, "--learning_curve=20", "--N_train=40", "--csv_dir=fewer"),
+        ("classify_gp", f"--path={workdir}", MODEL, "--solver=cg", "--csv_dir=cg"),
         ("predict", f"--path={workdir}", MODEL, f"--images={workdir}/new.npz", f"--out={workdir}/new.csv"),
         ("report", f"--path={workdir}"),
     ):
         ended = run_forked(*command)
         assert ended.status == 0, ended.stderr
+    command = ("classify_gp", f"--path={workdir}", MODEL, "--solver=cg", "--csv_dir=killed")
+    for iterations in (2, 4):
+        ended = run_forked(*command, before=functools.partial(kill_after_states, iterations))
+        assert ended.status == -signal.SIGKILL
+        (state,) = workdir.glob("convnet_gp/*.state.npz")
+        (workdir / f"after_{iterations}").mkdir()
+        state.rename(workdir / f"after_{iterations}" / state.name)
     return workdir
 
 
@@ -120,13 +131,14 @@ def result_of(workdir, folder="results"):
     return {name: result.get(name) for name in NUMBERS}
 
 
-def same_result(workdir, whole, folder="results"):
-    assert result_of(workdir, folder) == result_of(whole)
+def same_result(workdir, whole, folder="results", expected_in="results"):
+    assert result_of(workdir, folder) == result_of(whole, expected_in)
     with (
         np.load(workdir / folder / "convnet_gp_predictions.npz") as there,
-        np.load(whole / "results/convnet_gp_predictions.npz") as expected,
+        np.load(whole / expected_in / "convnet_gp_predictions.npz") as expected,
     ):
-        for name in ("alpha", "vali", "test", "variances_test"):
+        assert set(there) == set(expected)
+        for name in {"alpha", "vali", "test", "variances_test"}.intersection(expected):
             np.testing.assert_array_equal(there[name], expected[name])
 
 
@@ -155,6 +167,14 @@ def classify(workdir, whole):
     )
     if ended.status == 0:
         same_result(workdir, whole, "again")
+    return ended
+
+
+def classify_by_cg(workdir, whole):
+    """A state that is whole is gone on with; any other isn't."""
+    ended = run_forked("classify_gp", f"--path={workdir}", MODEL, "--solver=cg", "--csv_dir=again")
+    if ended.status == 0:
+        same_result(workdir, whole, "again", "cg")
     return ended
 
 
@@ -247,11 +267,23 @@ def rows_put_aside(workdir, rng):
     return damage(path, [other], rng)
 
 
+def state_of_a_solve(workdir, rng):
+    """What a solve that was killed has kept, damaged."""
+    (state,), others = workdir.glob("after_2/*"), list(workdir.glob("after_4/*"))
+    path = workdir / "convnet_gp" / state.name
+    shutil.copy(state, path)
+    return damage(path, others, rng)
+
+
 # The cases -----------------------------------------------------------------------------------------------------------
 
 
 #: Files that aren't there in a finished run.
-MADE = {"claim": claims, "rows put aside": rows_put_aside}
+MADE = {
+    "claim": (claims, [save, status]),
+    "rows put aside": (rows_put_aside, [save, status]),
+    "state of a solve": (state_of_a_solve, [classify_by_cg]),
+}
 
 
 @pytest.mark.long
@@ -265,7 +297,8 @@ def test_right_numbers_or_one_line(whole, tmp_path, shard):
         shutil.copytree(whole, workdir)
         kind = rng.choice([*KINDS, *MADE])
         if kind in MADE:
-            done, consumer, name = MADE[kind](workdir, rng), rng.choice([save, status]), kind
+            make, consumers = MADE[kind]
+            done, consumer, name = make(workdir, rng), rng.choice(consumers), kind
         else:
             pattern, consumers = KINDS[kind]
             files = sorted(workdir.glob(pattern))
