@@ -28,12 +28,15 @@ class Progress:
     """
     Counts units of work, from any thread: a tqdm bar on a terminal, a line every half minute in a log file.
 
+    The first line that says how much time is left comes as soon as a rate is known.
+
     :param total: all units, those done before included.
     :param unit: what they are.
     :param done: units done before, which don't count for the rate.
     """
 
     _SECONDS_BETWEEN_LINES = 30.0
+    _SECONDS_TO_A_RATE = 5.0
 
     def __init__(self, total: int, unit: str, done: int = 0) -> None:
         self.total = total
@@ -41,6 +44,7 @@ class Progress:
         self._unit, self._done = unit, done
         self._lock = threading.Lock()
         self._said = time.monotonic()
+        self._has_said_rate = False
         # The first units may have waited for a compiler: the rate is that of those after them.
         self._first: tuple[float, int] | None = None
         self._bar: Any = None
@@ -58,8 +62,8 @@ class Progress:
                 if note:
                     self._bar.set_postfix_str(note, refresh=False)
                 self._bar.update(units)
-            elif not self._silent and now - self._said >= self._SECONDS_BETWEEN_LINES:
-                self._said = now
+            elif not self._silent and self._is_due(now):
+                self._said, self._has_said_rate = now, self._first is not None
                 line = f"{self._done / self.total:6.1%}  {self._done:,} of {self.total:,} {self._unit}"
                 if self._first is not None:
                     rate = max(self._done - self._first[1], 1) / max(now - self._first[0], 1e-6)
@@ -68,6 +72,11 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
             if self._first is None:
                 self._first = now, self._done
+
+    def _is_due(self, now: float) -> bool:
+        if self._first is not None and not self._has_said_rate:
+            return now - self._first[0] >= min(self._SECONDS_TO_A_RATE, self._SECONDS_BETWEEN_LINES)
+        return now - self._said >= self._SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> "Progress":
         return self

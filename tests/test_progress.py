@@ -15,6 +15,17 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
     assert second.startswith("100.0%  1,000 of 1,000 entries, ") and second.endswith("0 s left")
 
 
+def test_the_time_left_is_said_as_soon_as_there_is_a_rate(capsys, monkeypatch):
+    times = iter([100.0, 110.0, 112.0, 115.5, 120.0, 150.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    with Progress(1000, "entries") as progress:
+        for _ in range(5):
+            progress(10)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "  3.0%  30 of 1,000 entries, 3.6 per second, 4 min left"
+    assert second == "  5.0%  50 of 1,000 entries, 1 per second, 16 min left"
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_nothing_where_it_is_silent(capsys, monkeypatch, terminal):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)

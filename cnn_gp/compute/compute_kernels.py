@@ -175,6 +175,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         # Before anything is written, for its error.
         default_batch_size(kernel, request.n_gpus)
     run.begin(description, data)
+    say(f"Each kernel entry takes {kernel.n_covariances:,} covariances.")
     if kernel.n_displacements > 1:
         say(_cost_of_pools(request, kernel, choice, data.image_shape))
     _prepare(run, request, data, choice, say)
