@@ -175,10 +175,9 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         # Before anything is written, for its error.
         default_batch_size(kernel, request.n_gpus)
     run.begin(description, data)
-    say(f"Each kernel entry takes {kernel.n_covariances:,} covariances.")
     if kernel.n_displacements > 1:
         say(_cost_of_pools(request, kernel, choice, data.image_shape))
-    _prepare(run, request, data, choice, say)
+    _prepare(run, request, data, choice, kernel.n_covariances, say)
     make_engine = functools.partial(
         engine_on_device,
         choice=choice,
@@ -211,7 +210,7 @@ def _cost_of_pools(request: Request, kernel: "NetworkKernel", choice: Choice, im
     return f"{cost}: an entry takes about {ratio:,.0f} times as long as without --pool."
 
 
-def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice, say: Say) -> None:
+def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice, n_covariances: int, say: Say) -> None:
     """Say how large the job is, what is there already and what will compute the rest; delete damaged parts."""
     description = run.description()
     tiling, parts = description.tiling, description.tiling.parts()
@@ -223,6 +222,7 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
         f"test images; {tiling.n_tiles:,} tiles, {tiling.entries:,} kernel entries, "
         f"{tiling.n_bytes(int(request.float_type[-2:]) // 8) / 1e6:,.1f} MB in {run.folder}."
     )
+    say(f"A kernel entry takes {n_covariances:,} covariances, the run {n_covariances * tiling.entries:,}.")
     for name, reason in unusable.items():
         say(f"{name} is computed again: {reason}.")
         run.parts.discard(name)

@@ -80,6 +80,7 @@ def test_a_run_of_two_engines_and_batch_sizes_says_so(tmp_path):
     assert said[1].startswith(
         "convnet_gp on digits: 60 training, 20 validation and 30 test images; 15 tiles, 4,830 ker"
     )
+    assert said[2] == f"A kernel entry takes 897 covariances, the run {897 * 4830:,}."
     assert said[-2:] == ["Engine: fused.", f"convnet_gp is complete: {run.view_path}"]
     fingerprint = run.description().fingerprint
 
