@@ -261,8 +261,9 @@ class Asked:
         return _Posterior(np.empty((0, self._run.description().n_classes)), np.empty(0), np.empty(0))
 
     def _path(self, images: Images) -> Path:
+        # By what decides it: fewer images, or another result, don't take the place of hours of work.
         name = f"dataset_{images.name}" if images.kind == OTHER else images.name
-        return self._files.posteriors / f"{name}.npz"
+        return self._files.posteriors / f"{name}.{self._key(images)[:16]}.npz"
 
     def _key(self, images: Images) -> str:
         """Of what decides the posterior at a set."""

@@ -154,4 +154,8 @@ def test_what_was_stopped_goes_on_where_it_was(run, result, sets, tmp_path, monk
     # Of other images or another solution it isn't.
     sets[2] = replace(sets[2], X=sets[2].X + 0.1)
     assert asked(run, result, tmp_path).missing(sets) == N * 8
-    assert asked(run, replace(result, noise=0.5), tmp_path).missing(sets) == N * (7 + 8)
+    other = replace(result, noise=0.5)
+    assert asked(run, other, tmp_path).missing(sets) == N * (7 + 8)
+    # Nor does it take their place.
+    detected(asked(run, other, tmp_path), sets)
+    assert asked(run, result, tmp_path).missing(sets[:2]) == asked(run, other, tmp_path).missing(sets) == 0
