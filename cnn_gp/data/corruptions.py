@@ -11,8 +11,8 @@ def corrupted(X: np.ndarray, image_shape: tuple[int, ...], kind: str, strength: 
     Images [N, D], flattened channel first, after one of the changes of :data:`KINDS`; float32.
 
     :param strength: "rotation": degrees, counter-clockwise; "shift": pixels to the right, whole or not; "noise": the
-        standard deviation over the range of the pixels of X, within which the sums are kept. Pixels that come into the
-        picture are 0.
+        standard deviation over the range of the pixels of X. Pixels that come into the picture are 0, and all are kept
+        within the range of X.
     :raises UserError: where images that aren't two-dimensional are to be rotated or shifted.
     """
     if kind == "noise":
@@ -22,13 +22,14 @@ def corrupted(X: np.ndarray, image_shape: tuple[int, ...], kind: str, strength: 
     if len(image_shape) != 3:
         raise UserError(f"Images of shape {image_shape} can't be changed by {kind}; expected (C, H, W).")
     images = X.reshape(-1, *image_shape)
+    # Cubic splines, which blur less than linear interpolation: a blurred image has a smaller kernel K(x, x).
     if kind == "rotation":
-        changed = ndimage.rotate(images, strength, axes=(2, 3), reshape=False, order=1)
+        changed = ndimage.rotate(images, strength, axes=(2, 3), reshape=False)
     elif kind == "shift":
-        changed = ndimage.shift(images, (0, 0, 0, strength), order=1)
+        changed = ndimage.shift(images, (0, 0, 0, strength))
     else:
         raise UserError(f"The change is {kind!r}; expected one of {', '.join(KINDS)}.")
-    return changed.reshape(X.shape).astype(np.float32)
+    return np.clip(changed.reshape(X.shape), min(0.0, float(X.min())), float(X.max())).astype(np.float32)
 
 
 KINDS = {

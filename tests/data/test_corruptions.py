@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
+from sklearn.datasets import load_digits
 
 from cnn_gp.data.corruptions import KINDS, corrupted
 from cnn_gp.errors import UserError
@@ -23,8 +25,14 @@ def test_a_shift_is_to_the_right_and_what_comes_in_is_black():
     moved = images(corrupted(X, SHAPE, "shift", 2))
     np.testing.assert_allclose(moved[..., 2:], images(X)[..., :3], atol=1e-6)
     assert not moved[..., :2].any()
-    half = images(corrupted(X, SHAPE, "shift", 0.5))
-    np.testing.assert_allclose(half[..., 1:], (images(X)[..., 1:] + images(X)[..., :-1]) / 2, atol=1e-6)
+
+
+def test_interpolation_stays_in_the_range_and_blurs_less_than_linear():
+    x = (load_digits().data / 16).astype(np.float32)
+    turned = corrupted(x, (1, 8, 8), "rotation", 15)
+    assert turned.min() == 0 and turned.max() <= 1
+    linear = ndimage.rotate(x.reshape(-1, 8, 8), 15, axes=(1, 2), reshape=False, order=1)
+    assert (linear**2).sum() < 0.9 * (turned**2).sum() < 0.9 * (x**2).sum()
 
 
 def test_noise_has_its_deviation_and_stays_in_the_range():
