@@ -39,10 +39,10 @@ NONLINEARITIES = {
     "sine": Sin(1.2, 0.8, 0.3),
     "cosine": Cos(0.9, 1.1, 0.4),
     "squared relu": ExReLU(2),
-    "tanh": ElementwiseNumerical(tf.math.tanh, degree=50),
+    "tanh": ElementwiseNumerical(tf.math.tanh, degree=32),
 }
-#: Relative differences: a quadrature of 50 points an axis has an error of its own.
-TOLERANCES = {"tanh": 1e-3}
+#: Relative differences: a quadrature of 32 points an axis has an error of its own.
+TOLERANCES = {"tanh": 5e-3}
 #: What neural-tangents has of an image with itself is not a number.
 WITHOUT_DIAGONAL = ("squared relu",)
 CLASSES = {"nngp": NNGPKernel, "ntk": NTKKernel}
