@@ -33,4 +33,4 @@ test: lint  ## lint, then the tests: 6 minutes
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m 'not long'
 
 test-faults: $(STAMP)  ## the long tests: processes killed, files damaged, flags as a fuzzer gives them, the docs' commands
-	$(VENV)/bin/python -m pytest -n 4 --dist worksteal -m long
+	$(VENV)/bin/python -m pytest -n 4 --dist load --maxschedchunk 1 -m long

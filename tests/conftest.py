@@ -17,6 +17,11 @@ from helpers.paths import SHARED
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the faults, some of which take minutes, so that none of them runs alone at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "faults")
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The folder of the real MNIST's files, where there is one beside the checkout."""
