@@ -34,6 +34,17 @@ class Cluster:
         if self.client.status != "running":
             raise CancelledError("the connection to the scheduler is lost")
 
+    @contextmanager
+    def messages(self, topic: str) -> "Iterator[dict[str, Any]]":
+        """The last value of each name, as the workers send them: ``worker.log_event(topic, (name, value))``."""
+        last: dict[str, Any] = {}
+        self.client.subscribe_topic(topic, lambda event: last.update([event[1]]))
+        try:
+            yield last
+        finally:
+            with contextlib.suppress(Exception):
+                self.client.unsubscribe_topic(topic)
+
 
 @contextmanager
 def connect(address: str, folder: Path) -> Iterator[Cluster]:

@@ -31,7 +31,7 @@ from helpers.dask_cluster import ENVIRONMENT, local_client
 from helpers.matrices import SlowGram, in_memory, stored
 from helpers.small_runs import NumpyEngine, begin, complete, job_of, make_data
 from helpers.waiting import PATIENCE, wait_until
-from helpers.workers import SIZES, MeetingEngine, SlowEngine, datasets_of
+from helpers.workers import SIZES, MeetingEngine, SlowEngine, WatchedEngine, datasets_of, watch_progress
 
 pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
 pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
@@ -59,6 +59,14 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
     records = RunDirectory(tmp_path / "cluster", "small").parts.provenance()
     assert len({record["pid"] for record in records}) == 2
+
+
+def test_what_is_computed_of_a_part_is_shown_before_it_is_finished(tmp_path, client, monkeypatch):
+    begin(tmp_path, make_data(), n_max=40)
+    told = watch_progress(monkeypatch, tmp_path / "seen")
+    engine = functools.partial(WatchedEngine, seen=str(tmp_path / "seen"))
+    assert compute_run(job_of(RunDirectory(tmp_path, "small"), engine), cluster=Cluster(client, 2))
+    assert told[0] in (1, 2) and sum(told) == 23 * 24 // 2 + (9 + 7) * 23
 
 
 @pytest.mark.parametrize("N", [23, 13])

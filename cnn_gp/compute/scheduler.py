@@ -22,9 +22,17 @@ from ..errors import UserError
 from ..progress import Progress
 from ..store.run_directory import RunDirectory
 from ..store.tiling import Part
-from .worker import Job, Outcome, Worker, compute_part, enter_process
+from .worker import (
+    Job,
+    Outcome,
+    Tally,
+    Worker,
+    compute_part_in_process,
+    compute_part_on_cluster,
+    enter_process,
+)
 
-#: Seconds between looks at parts that other programs are at work on, and at workers that may be gone.
+#: Seconds between looks at the workers' progress, at workers that may be gone and at parts of other programs.
 _POLL = 1.0
 
 #: How often a worker process is started again after it died.
@@ -50,6 +58,8 @@ class WorkerPool:
 
     name: str
     submit: Callable[[str], "Future[Outcome]"]
+    computed: Callable[[str], int]
+    """Entries of a part that was submitted: how many its worker has computed so far."""
     n_workers: int = 1
     """It is given as many parts at a time."""
     restart: "Callable[[], WorkerPool] | None" = None
@@ -83,12 +93,11 @@ def compute_run(
     total = run.description().tiling.entries
     # Another program's parts are waited for only where they are this one's to deliver.
     own = {part.name for part in shares(run.description().tiling.parts(), shard[1])[shard[0] - 1]}
-    in_process = len(devices) == 1 and cluster is None
     with (
         Progress(total, "entries", total - sum(part.entries for part in missing)) as progress,
-        _worker_pools(job, devices, cluster, progress) as pools,
+        _worker_pools(job, devices, cluster) as pools,
     ):
-        _hand_out(in_order(missing, shard), own, pools, progress, in_process=in_process, say=say)
+        _hand_out(in_order(missing, shard), own, pools, progress, say)
     missing, _ = run.parts.missing()
     if not missing:
         run.write_view()
@@ -119,14 +128,20 @@ def _hand_out(
     own: set[str],
     pools: list[WorkerPool],
     progress: Progress,
-    *,
-    in_process: bool,
     say: Callable[[str], None],
 ) -> None:
     entries = {part.name: part.entries for part in parts}
+    counted = dict.fromkeys(entries, 0)
     todo = deque(entries)
     others: list[str] = []
     running: dict[Future[Outcome], tuple[str, WorkerPool]] = {}
+
+    def count(name: str, computed: int) -> None:
+        """Of a part so many entries are computed: fewer than before where its worker died."""
+        if computed != counted[name]:
+            progress(computed - counted[name])
+            counted[name] = computed
+
     while todo or running or own.intersection(others):
         for pool in pools:
             while todo and sum(at is pool for _, at in running.values()) < pool.n_workers:
@@ -139,11 +154,15 @@ def _hand_out(
             time.sleep(_POLL)
             todo, others = deque(others), []
             continue
-        for future in wait(running, timeout=_POLL, return_when=FIRST_COMPLETED).done:
+        done = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED).done
+        for name, pool in running.values():
+            count(name, min(pool.computed(name), entries[name]))
+        for future in done:
             name, pool = running.pop(future)
             try:
                 outcome = future.result()
             except BrokenExecutor:
+                count(name, 0)
                 todo.appendleft(name)
                 pools.remove(pool)
                 if pool.restart is not None:
@@ -164,32 +183,28 @@ def _hand_out(
                     f"Part {name} killed several of the cluster's workers, most likely for lack of memory: give them "
                     "more, or give a lower --batch_size, then start again; what was finished is kept."
                 ) from None
-            if outcome.status == "claimed":
+            is_claimed = outcome.status == "claimed"
+            count(name, 0 if is_claimed else entries[name])
+            if is_claimed:
                 others.append(name)
-            elif outcome.status == "there" or not in_process:
-                # In this process the engine has counted them as it went.
-                progress(entries[name])
 
 
 @contextmanager
-def _worker_pools(
-    job: Job, devices: Sequence[str], cluster: Cluster | None, progress: Progress
-) -> Iterator[list[WorkerPool]]:
+def _worker_pools(job: Job, devices: Sequence[str], cluster: Cluster | None) -> Iterator[list[WorkerPool]]:
     """The workers; they end when the context does."""
     if cluster is not None:
-        executor = cluster.client.get_executor()
-        submit = functools.partial(executor.submit, compute_part, job, "cluster")
-        yield [WorkerPool("the cluster", submit, cluster.n_workers, check=cluster.check)]
+        topic = f"cnn_gp {job.run_id}"
+        with cluster.messages(topic) as computed:
+            executor = cluster.client.get_executor()
+            submit = functools.partial(executor.submit, compute_part_on_cluster, job, topic)
+            yield [
+                WorkerPool(
+                    "the cluster", submit, lambda name: computed.get(name, 0), cluster.n_workers, check=cluster.check
+                )
+            ]
         return
     if len(devices) == 1:
-        worker = Worker(job, devices[0])
-        threads = ThreadPoolExecutor(1, thread_name_prefix="worker")
-        try:
-            yield [WorkerPool(devices[0], lambda name: threads.submit(worker.compute, name, progress))]
-        finally:
-            worker.stop()
-            threads.shutdown(wait=True, cancel_futures=True)
-            worker.claims.release_all()
+        yield from _one_thread(job, devices[0])
         return
     try:
         yield [_process_pool(job, device, i, _RESTARTS) for i, device in enumerate(devices)]
@@ -199,12 +214,36 @@ def _worker_pools(
             child.terminate()
 
 
+def _one_thread(job: Job, device: str) -> Iterator[list[WorkerPool]]:
+    worker = Worker(job, device)
+    threads = ThreadPoolExecutor(1, thread_name_prefix="worker")
+    computed: dict[str, int] = {}
+
+    def submit(name: str) -> "Future[Outcome]":
+        return threads.submit(worker.compute, name, Tally(functools.partial(computed.__setitem__, name)))
+
+    try:
+        yield [WorkerPool(device, submit, lambda name: computed.get(name, 0))]
+    finally:
+        worker.stop()
+        threads.shutdown(wait=True, cancel_futures=True)
+        worker.claims.release_all()
+
+
 def _process_pool(job: Job, device: str, index: int, restarts: int) -> WorkerPool:
     # Spawned, never forked: neither TensorFlow nor threads survive a fork.
     context = multiprocessing.get_context("spawn")
-    process = ProcessPoolExecutor(1, mp_context=context, initializer=enter_process, initargs=(device,))
+    counter = context.RawValue("q", 0)
+    process = ProcessPoolExecutor(1, mp_context=context, initializer=enter_process, initargs=(device, counter))
+
+    def submit(name: str) -> "Future[Outcome]":
+        # The process is idle: nothing else writes it.
+        counter.value = 0
+        return process.submit(compute_part_in_process, job, device, name)
+
     return WorkerPool(
         f"worker {index} ({device})",
-        lambda name: process.submit(compute_part, job, device, name),
+        submit,
+        lambda name: counter.value,
         restart=(lambda: _process_pool(job, device, index, restarts - 1)) if restarts else None,
     )

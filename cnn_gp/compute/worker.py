@@ -5,6 +5,7 @@ What a worker is told is a :class:`Job`, which pickles; the images it reads from
 thread of the main process, a process of its own, or a Dask worker on another host.
 """
 
+import functools
 import os
 import threading
 import time
@@ -23,7 +24,12 @@ from ..store.tiling import Part, TileRow
 from .claims import HEARTBEAT, TIMEOUT, Claims
 
 if TYPE_CHECKING:
+    from ctypes import c_longlong
+
     from ..engines.engine import Engine, Progress
+
+#: Is told how many entries of a part are computed so far.
+Tell = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,29 @@ class Outcome:
     part: str
     status: Literal["computed", "there", "claimed"]
     seconds: float = 0.0
+
+
+class Tally:
+    """
+    Adds up the entries that an engine's threads count, and tells the sum, at most twice a second.
+
+    :param tell: called with the entries computed so far.
+    """
+
+    _SECONDS_BETWEEN = 0.5
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell, self._entries, self._told = tell, 0, float("-inf")
+        self._lock = threading.Lock()
+
+    def __call__(self, entries: int) -> None:
+        """So many more entries are computed."""
+        with self._lock:
+            self._entries += entries
+            now = time.monotonic()
+            if now - self._told >= self._SECONDS_BETWEEN:
+                self._told = now
+                self._tell(self._entries)
 
 
 class Stopped(Exception):
@@ -174,23 +203,45 @@ class Worker:
 # A process's worker for each job and device: engines take seconds to compile.
 _workers: dict[tuple[str, str], Worker] = {}
 
+# In a worker process, where its parent reads how many entries of its part are computed.
+_counter: "c_longlong | None" = None
 
-def compute_part(job: Job, device: str, name: str) -> Outcome:
+
+def compute_part(job: Job, device: str, name: str, tell: Tell) -> Outcome:
     """:meth:`Worker.compute` in whatever process this is called in, which keeps its worker for the next part."""
     key = job.run_id, device
     if key not in _workers:
         _workers[key] = Worker(job, device)
-    return _workers[key].compute(name)
+    return _workers[key].compute(name, Tally(tell))
 
 
-def enter_process(device: str) -> None:
+def compute_part_in_process(job: Job, device: str, name: str) -> Outcome:
+    """The same in a process that :func:`enter_process` began; it tells its parent."""
+    assert _counter is not None
+    return compute_part(job, device, name, functools.partial(setattr, _counter, "value"))
+
+
+def compute_part_on_cluster(job: Job, topic: str, name: str) -> Outcome:
+    """The same in a Dask worker; it tells the subscribers of a topic the part's name and the number."""
+    from distributed import get_worker
+
+    # The engine's threads couldn't ask for it.
+    worker = get_worker()
+    return compute_part(job, "cluster", name, lambda entries: worker.log_event(topic, (name, entries)))
+
+
+def enter_process(device: str, counter: "c_longlong") -> None:
     """
     Begin a worker process: let it see its device only, and end it with its parent.
 
     It must be called before TensorFlow is imported.
+
+    :param counter: shared with the parent: the entries that are computed of this process's part.
     """
     import signal
 
+    global _counter
+    _counter = counter
     # Ctrl-C reaches the whole group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     kind, _, index = device.partition(":")

@@ -82,7 +82,7 @@ def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
 
 def test_a_worker_process_sees_its_own_gpu_only():
     program = (
-        "import os, sys; from cnn_gp.compute.worker import enter_process; enter_process(sys.argv[1]);"
+        "import os, sys; from cnn_gp.compute.worker import enter_process; enter_process(sys.argv[1], None);"
         "print(os.environ['CUDA_VISIBLE_DEVICES'])"
     )
     for visible, device, expected in (

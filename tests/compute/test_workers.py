@@ -10,7 +10,18 @@ from cnn_gp.errors import UserError
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.small_runs import begin, compute, job_of, make_data
 from helpers.waiting import PATIENCE
-from helpers.workers import SIZES, AlwaysDying, DyingEngine, MeetingEngine, NaNEngine, SlowEngine, datasets_of, start
+from helpers.workers import (
+    SIZES,
+    AlwaysDying,
+    DyingEngine,
+    MeetingEngine,
+    NaNEngine,
+    SlowEngine,
+    WatchedEngine,
+    datasets_of,
+    start,
+    watch_progress,
+)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -23,6 +34,24 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path, whole, workers):
     assert run.view_path.exists()
     assert len({record["pid"] for record in run.parts.provenance()}) == workers
     assert claimed(run.claims_folder) == {}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_computed_of_a_part_is_shown_before_it_is_finished(tmp_path, monkeypatch, workers):
+    begin(tmp_path, make_data(), n_max=40)
+    told = watch_progress(monkeypatch, tmp_path / "seen")
+    engine = functools.partial(WatchedEngine, seen=str(tmp_path / "seen"))
+    assert compute_run(job_of(RunDirectory(tmp_path, "small"), engine), ["cpu"] * workers)
+    # Kxx, Kxvx and Kxtx: each the symmetric half, or all, of 23 columns.
+    assert told[0] in range(1, workers + 1) and sum(told) == 23 * 24 // 2 + (9 + 7) * 23
+
+
+def test_what_a_dead_worker_had_computed_of_its_part_is_counted_once(tmp_path, monkeypatch):
+    begin(tmp_path, make_data(**SIZES))
+    told = watch_progress(monkeypatch, tmp_path / "seen")
+    engine = functools.partial(DyingEngine, marker=str(tmp_path / "died"))
+    assert compute_run(job_of(RunDirectory(tmp_path, "small"), engine), ["cpu", "cpu"], say=lambda line: None)
+    assert sum(told) == 120 * 121 // 2 + (40 + 30) * 120
 
 
 def test_a_worker_that_dies_is_reported_and_its_part_is_done_again(tmp_path, whole):

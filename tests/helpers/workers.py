@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 
 from cnn_gp.compute.claims import Claims
 from cnn_gp.compute.scheduler import compute_run, in_order
@@ -64,6 +65,32 @@ class MeetingEngine(NumpyEngine):
         place.mkdir(exist_ok=True)
         (place / str(os.getpid())).touch()
         wait_until(lambda: len(list(place.iterdir())) >= processes)
+
+
+class WatchedEngine(NumpyEngine):
+    """Reports an entry and goes on once somebody has seen it: there is a file then."""
+
+    def __init__(self, device: str = "cpu", seen: str = "") -> None:
+        super().__init__()
+        self.seen = Path(seen)
+
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+        assert progress is not None
+        progress(1)
+        wait_until(self.seen.exists)
+        return super().entries(X, X2)
+
+
+def watch_progress(monkeypatch: pytest.MonkeyPatch, seen: Path) -> list[int]:
+    """What the scheduler's progress is told from now on; the file is there once it was told something."""
+    told: list[int] = []
+
+    def tell(self: object, units: int, note: str = "") -> None:
+        told.append(units)
+        seen.touch()
+
+    monkeypatch.setattr("cnn_gp.compute.scheduler.Progress.__call__", tell)
+    return told
 
 
 class EndlessEngine(NumpyEngine):

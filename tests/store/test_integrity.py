@@ -65,7 +65,7 @@ def test_a_process_that_stays_computes_a_run_that_was_begun_anew(tmp_path):
     """As a Dask worker does, which keeps its engine from one part to the next."""
     for changes in ({}, {}, {"model": "resnet_gp"}):
         run = begin(tmp_path, make_data(), **changes)
-        assert compute_part(job_of(run, lambda device: NumpyEngine()), "cpu", "Kxx_0000").status == "computed"
+        assert compute_part(job_of(run, lambda device: NumpyEngine()), "cpu", "Kxx_0000", print).status == "computed"
         shutil.rmtree(run.folder)
 
 
