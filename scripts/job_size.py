@@ -3,7 +3,7 @@ How large a job is, before it starts: kernel entries, disk and time for each run
 
     python scripts/job_size.py --dataset=digits --runs=convnet_gp,resnet_gp,1,2,3
 
-The time is an estimate: that of a small network, measured here in a few seconds, times the work of an entry.
+The time is an estimate, from some of the run's own entries in the fused engine, from a small network's in the other.
 """
 
 import time
@@ -15,7 +15,7 @@ from absl import flags
 from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
 from cnn_gp.data.preprocessing import with_flips_of_training
-from cnn_gp.engines.choice import choose_engine, make_engine, work_per_entry
+from cnn_gp.engines.choice import choose_engine, make_engine
 from cnn_gp.errors import ShrunkMapError
 from cnn_gp.kernels.architectures import build_kernel, run_name
 from cnn_gp.progress import duration
@@ -57,8 +57,7 @@ def main() -> None:
             print(f"  {name:16} shrinks below one pixel: no kernel")
             continue
         with cli.without_startup_messages():
-            choice = choose_engine("auto", kernel, n_gpus=FLAGS.n_gpus)
-            estimate = _seconds_per_unit(choice.name, kernel, data) * work_per_entry(choice, kernel) * tiling.entries
+            estimate = _seconds_per_entry(kernel, data) * tiling.entries
         of_pools = f" of {kernel.n_displacements:,} displacements" if kernel.n_displacements > 1 else ""
         print(
             f"  {name:16} {kernel.n_covariances:7,} covariances{of_pools} per entry, about {duration(estimate)}",
@@ -72,20 +71,26 @@ def main() -> None:
     )
 
 
-def _seconds_per_unit(engine: str, kernel: "NetworkKernel", data: datasets.Dataset) -> float:
-    """What a unit of an entry's work costs on this machine, by the engine that computes a kernel."""
-    kind = engine, type(kernel).__name__ == "NTKKernel", kernel.n_displacements > 1
+def _seconds_per_entry(kernel: "NetworkKernel", data: datasets.Dataset) -> float:
+    """What an entry costs on this machine, by the engine that computes the kernel."""
+    choice = choose_engine("auto", kernel, n_gpus=FLAGS.n_gpus)
+    if choice.program is not None:
+        from cnn_gp.engines.fused.engine import FusedEngine
+        from cnn_gp.engines.fused.speed import seconds_per_entry
+
+        return seconds_per_entry(FusedEngine(choice.program), data.X.astype(np.float32))
+    kind = type(kernel).__name__ == "NTKKernel", kernel.n_displacements > 1
     if kind not in _MEASURED:
-        _MEASURED[kind] = _measured(*kind, data)
-    return _MEASURED[kind]
+        _MEASURED[kind] = _seconds_per_covariance(*kind, data)
+    return _MEASURED[kind] * kernel.n_covariances
 
 
-#: Of each engine, for the neural tangent kernel or the other, with pooling or without.
-_MEASURED: dict[tuple[str, bool, bool], float] = {}
+#: Of the tensorflow engine, for the neural tangent kernel or the other, with pooling or without.
+_MEASURED: dict[tuple[bool, bool], float] = {}
 
 
-def _measured(engine_name: str, ntk: bool, pooled: bool, data: datasets.Dataset) -> float:
-    """The same of a network of six layers, and a small pool, on images of this size."""
+def _seconds_per_covariance(ntk: bool, pooled: bool, data: datasets.Dataset) -> float:
+    """In the tensorflow engine, which takes long to compile: of a network of six layers, and a small pool."""
     from cnn_gp.engines.tensorflow import default_batch_size
     from cnn_gp.kernels.layers import Conv, Dense, Sequential
     from cnn_gp.kernels.nngp import NNGPKernel
@@ -97,15 +102,14 @@ def _measured(engine_name: str, ntk: bool, pooled: bool, data: datasets.Dataset)
     network = Sequential(*(layer for _ in range(6) for layer in (Conv(3), ExReLU())), *pool, Dense())
     kernel = (NTKKernel if ntk else NNGPKernel)(network, data.image_shape)
     batch_size = FLAGS.batch_size or default_batch_size(kernel, FLAGS.n_gpus, FLAGS.n_max)
-    engine = make_engine(engine_name, kernel, n_gpus=FLAGS.n_gpus, batch_size=batch_size)
+    engine = make_engine("tensorflow", kernel, n_gpus=FLAGS.n_gpus, batch_size=batch_size)
     # On the CPU enough for every core to have some.
     n_images = batch_size if FLAGS.n_gpus else 64 if pooled else 256
     X = np.resize(data.X.astype(np.float32), (n_images, data.X.shape[1]))
     engine.matrix(X, X)
     start = time.perf_counter()
     engine.matrix(X, X)
-    work = work_per_entry(choose_engine(engine_name, kernel, n_gpus=FLAGS.n_gpus), kernel)
-    return (time.perf_counter() - start) / (n_images**2 * work)
+    return (time.perf_counter() - start) / (n_images**2 * kernel.n_covariances)
 
 
 if __name__ == "__main__":

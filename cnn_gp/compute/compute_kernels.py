@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from ..cli import without_startup_messages
 from ..cluster import connect
 from ..data import datasets
@@ -15,6 +17,7 @@ from ..data.datasets import Dataset
 from ..engines.choice import Choice, choose_engine, engine_on_device, work_per_entry
 from ..errors import UserError
 from ..kernels.architectures import MODELS, Pool, build_kernel, checked_architecture, run_name
+from ..progress import duration
 from ..store.description import Description
 from ..store.run_directory import RunDirectory
 from ..store.tiling import DEFAULT_N_MAX
@@ -233,10 +236,15 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
     if request.n_gpus == 0 and n_gpus_seen():
         say(f"TensorFlow sees {n_gpus_seen()} GPUs, but the CPU is used: give --n_gpus={n_gpus_seen()} to use them.")
     if choice.program is not None and request.scheduler is None:
-        from ..engines.fused.engine import is_compiled
+        from ..engines.fused.engine import FusedEngine, is_compiled
+        from ..engines.fused.speed import seconds_per_entry
 
         if not is_compiled():
             say("The fused engine is compiled, once on this machine: it takes about 40 s.")
+        if missing:
+            engine = FusedEngine(choice.program, n_threads=request.n_threads)
+            seconds = seconds_per_entry(engine, data.X.astype(np.float32)) * sum(part.entries for part in missing)
+            say(f"What is missing takes about {duration(seconds)} on this machine, by a measurement of this moment.")
     say(f"Engine: {choice.name}." + (f" {choice.reason}." if choice.reason else ""))
     names = {part.name for part in missing}
     engines = parts_by_engine(run, [part for part in parts if part.name not in names])

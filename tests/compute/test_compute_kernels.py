@@ -1,5 +1,6 @@
 """Stage 1 as a whole: what is checked first, what is said, and that the batch's size is no part of the run."""
 
+import re
 import subprocess
 import sys
 
@@ -81,6 +82,9 @@ def test_a_run_of_two_engines_and_batch_sizes_says_so(tmp_path):
         "convnet_gp on digits: 60 training, 20 validation and 30 test images; 15 tiles, 4,830 ker"
     )
     assert said[2] == f"A kernel entry takes 897 covariances, the run {897 * 4830:,}."
+    assert re.fullmatch(
+        r"What is missing takes about \d+ s on this machine, by a measurement of this moment\.", said[3]
+    )
     assert said[-2:] == ["Engine: fused.", f"convnet_gp is complete: {run.view_path}"]
     fingerprint = run.description().fingerprint
 
@@ -95,7 +99,7 @@ def test_a_run_of_two_engines_and_batch_sizes_says_so(tmp_path):
     # Nothing is left to compute: nothing is said of other engines.
     said.clear()
     compute_kernels(request(tmp_path, engine="fused"), said.append)
-    assert not any("differ" in line for line in said)
+    assert not any("differ" in line or "takes about" in line for line in said)
 
 
 def test_the_batch_size_of_a_worker():
