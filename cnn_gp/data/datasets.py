@@ -1,8 +1,8 @@
 """
 Labelled images, split into training, validation and test sets.
 
-A set is a pool and a test file. The training images are the first `N_train` of the pool, the validation images
-the next `N_vali`, the test images the first `N_test` of the test file.
+A set has training rows and a test file. The training images are the first `N_train` of the training rows, the
+validation images the next `N_vali`, the test images the first `N_test` of the test file.
 """
 
 import hashlib
@@ -108,18 +108,18 @@ def load(
     """
     Load a data set and split it.
 
-    - `digits`: scikit-learn's 8x8 digits, pixels / 16; the pool is rows 0..1399, the test file rows 1400..1796.
+    - `digits`: scikit-learn's 8x8 digits, pixels / 16; the training rows are 0..1399, the test file 1400..1796.
       Sizes 1000, 400, 397.
-    - `mnist`, `fashion_mnist`: the pool is rows 5000..59999 of the training file, then rows 0..4999. Sizes 50000,
-      10000, 10000. Four IDX files, plain or gzipped, in ``data_dir/<dataset>`` or ``data_dir``.
-    - `cifar10`: the pool is the training batches in file order. Sizes 40000, 10000, 10000. Six binary batches in
-      ``data_dir/cifar10``, ``data_dir/cifar-10-batches-bin`` or ``data_dir``.
+    - `mnist`, `fashion_mnist`: the training rows are 5000..59999 of the training file, then 0..4999. Sizes
+      50000, 10000, 10000. Four IDX files, plain or gzipped, in ``data_dir/<dataset>`` or ``data_dir``.
+    - `cifar10`: the training rows are the training batches in file order. Sizes 40000, 10000, 10000. Six binary
+      batches in ``data_dir/cifar10``, ``data_dir/cifar-10-batches-bin`` or ``data_dir``.
     - `synthetic`: seeded 28x28 images of ten classes. Sizes 1000, 500, 500, or any larger: the first images stay.
-    - ``FILE.npz``: x_train and y_train in file order are the pool, x_test and y_test the test file. Images are
+    - ``FILE.npz``: x_train and y_train in file order are the training rows, x_test and y_test the test file. Images are
       [N, H, W], or [N, H, W, C] with the channels **last**, or [N, D] (no images: `image_shape` is (D,)); uint8, or
       finite floats, which are cast to float32 unscaled. Labels are [N] or [N, 1] whole numbers from 0 to 65535,
       without large gaps.
-      Sizes: N_vali a sixth of the pool, rounded down, N_train the rest of it, N_test all.
+      Sizes: N_vali a sixth of the training rows, rounded down, N_train the rest, N_test all.
 
     Eight-bit pixels p become ``np.float32(p) * np.float32(1/255)``. Without a `data_dir`, `mnist`, `fashion_mnist`
     and `cifar10` come from Keras, which takes them from its cache or downloads them.
@@ -138,7 +138,7 @@ def load(
     if dataset.endswith(".npz"):
         source = read_npz(Path(dataset))
         n_vali = len(source.Y) // 6 if N_vali is None else N_vali
-        # At least 1, so that a validation set of the whole pool is reported as too many images asked for.
+        # At least 1, so that a validation set of all training rows is reported as too many images asked for.
         sizes = _fill(asked, (max(1, len(source.Y) - n_vali), n_vali, len(source.Yt)))
         return _split(Path(dataset).stem, source, sizes)
     if dataset not in DATASETS:

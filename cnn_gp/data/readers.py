@@ -22,9 +22,9 @@ from .. import npz
 from ..errors import UserError
 from .images import channels_first
 
-_DIGITS_POOL = 1400
+_DIGITS_TRAINING_ROWS = 1400
 _MNIST_ROWS = (60000, 10000)
-_MNIST_POOL_START = 5000
+_MNIST_FIRST_ROW = 5000
 _MNIST_STEMS = (
     "train-images{}idx3-ubyte",
     "train-labels{}idx1-ubyte",
@@ -157,12 +157,18 @@ def read_digits() -> Source:
     """scikit-learn's 8x8 digits, pixels from 0 to 1; rows 1400 on are the test set."""
     digits = importlib.import_module("sklearn.datasets").load_digits()
     X, Y = digits.images[:, None].astype(np.float32) / np.float32(16), digits.target
-    return _source("digits", X[:_DIGITS_POOL], Y[:_DIGITS_POOL], X[_DIGITS_POOL:], Y[_DIGITS_POOL:])
+    return _source(
+        "digits",
+        X[:_DIGITS_TRAINING_ROWS],
+        Y[:_DIGITS_TRAINING_ROWS],
+        X[_DIGITS_TRAINING_ROWS:],
+        Y[_DIGITS_TRAINING_ROWS:],
+    )
 
 
 def read_mnist_like(dataset: str, data_dir: Path | None) -> Source:
     """
-    MNIST or Fashion-MNIST, the training images in the order of the pool.
+    MNIST or Fashion-MNIST, in the order in which training images are taken.
 
     :param data_dir: the folder of the IDX files, or of a folder with the set's name; None for Keras's.
     """
@@ -180,7 +186,7 @@ def read_mnist_like(dataset: str, data_dir: Path | None) -> Source:
         )
     for part, labels, digest in zip(("training", "test"), (source.Y, source.Yt), _MNIST_LABELS, strict=True):
         _check_mnist_labels(dataset, part, labels, digest)
-    X, Y = (np.concatenate((a[_MNIST_POOL_START:], a[:_MNIST_POOL_START])) for a in (source.X, source.Y))
+    X, Y = (np.concatenate((a[_MNIST_FIRST_ROW:], a[:_MNIST_FIRST_ROW])) for a in (source.X, source.Y))
     return source._replace(X=X, Y=Y)
 
 

@@ -34,9 +34,9 @@ def small_mnist(folder, n=(12, 7), compress=True, balanced=False):
 
 @pytest.fixture
 def of_small_mnist(monkeypatch):
-    """Let MNIST have 12 training and 7 test images, whose pool starts at row 8, and any labels."""
+    """Let MNIST have 12 training and 7 test images, whose training rows start at row 8, and any labels."""
     monkeypatch.setattr(readers, "_MNIST_ROWS", (12, 7))
-    monkeypatch.setattr(readers, "_MNIST_POOL_START", 8)
+    monkeypatch.setattr(readers, "_MNIST_FIRST_ROW", 8)
     monkeypatch.setattr(readers, "_check_mnist_labels", lambda *arguments: None)
 
 
@@ -61,15 +61,15 @@ def refused(said, *arguments, **sizes):
 
 @pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize("subfolder", ["mnist", "."])
-def test_mnist_like_pool_order_and_pixels(tmp_path, of_small_mnist, compress, subfolder):
+def test_mnist_like_order_and_pixels(tmp_path, of_small_mnist, compress, subfolder):
     X, Y, Xt, Yt = small_mnist(tmp_path / subfolder, compress=compress)
     data = load("mnist", data_dir=tmp_path, N_train=6, N_vali=5, N_test=4)
-    pool = [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7]
+    rows = [8, 9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7]
     scaled = X.reshape(12, 6).astype(np.float32) * np.float32(1 / 255)
-    np.testing.assert_array_equal(data.X, scaled[pool[:6]])
-    np.testing.assert_array_equal(data.Xv, scaled[pool[6:11]])
-    np.testing.assert_array_equal(data.Y, Y[pool[:6]])
-    np.testing.assert_array_equal(data.Yv, Y[pool[6:11]])
+    np.testing.assert_array_equal(data.X, scaled[rows[:6]])
+    np.testing.assert_array_equal(data.Xv, scaled[rows[6:11]])
+    np.testing.assert_array_equal(data.Y, Y[rows[:6]])
+    np.testing.assert_array_equal(data.Yv, Y[rows[6:11]])
     np.testing.assert_array_equal(data.Xt, Xt.reshape(7, 6)[:4].astype(np.float32) * np.float32(1 / 255))
     np.testing.assert_array_equal(data.Yt, Yt[:4])
     assert data.X.dtype == np.float32 and data.Y.dtype == np.int64
