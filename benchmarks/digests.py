@@ -29,11 +29,11 @@ shared_flags.define_path()
 class Clock:
     """Calls a function, and adds up the processor time and the bytes that it takes."""
 
-    def __init__(self, function: Callable[[bytes | memoryview], str]) -> None:
+    def __init__(self, function: Callable[[bytes], str]) -> None:
         self.seconds, self.n_bytes = 0.0, 0
         self._function, self._lock = function, threading.Lock()
 
-    def __call__(self, content: bytes | memoryview) -> str:
+    def __call__(self, content: bytes) -> str:
         start = time.thread_time()
         try:
             return self._function(content)

@@ -12,7 +12,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 #: Bytes read from the end of a file to find its seal; more where that is longer.
 _TAIL = 16384
@@ -77,19 +77,7 @@ def read_seal(path: Path, owner: str | None) -> Seal:
     :raises OSError: where the file isn't there or can't be read.
     """
     with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        length = min(_TAIL, size)
-        while True:
-            file.seek(size - length)
-            tail = file.read(length)
-            if b"\n" in tail[:-1] or length == size:
-                break
-            length = min(4 * length, size)
-    found, length = Seal.from_end(tail)
-    if found.n_bytes + length != size:
-        raise Damaged(f"it has {size} bytes in place of {found.n_bytes + length}")
-    found.check(path.name, owner)
-    return found
+        return _seal_of(file, path.name, owner)
 
 
 def read_sealed(path: Path, owner: str | None) -> tuple[bytes, Seal]:
@@ -99,16 +87,31 @@ def read_sealed(path: Path, owner: str | None) -> tuple[bytes, Seal]:
     :raises Damaged: where a byte isn't what was written, or the file is another one's.
     :raises OSError: where the file isn't there or can't be read.
     """
-    whole = path.read_bytes()
-    found, length = Seal.from_end(whole)
-    content = memoryview(whole)[: len(whole) - length]
-    if found.n_bytes != len(content):
-        raise Damaged(f"it has {len(whole)} bytes in place of {found.n_bytes + length}")
+    with open(path, "rb") as file:
+        found = _seal_of(file, path.name, owner)
+        file.seek(0)
+        # A file of a gigabyte isn't copied once more to cut its seal off.
+        content = file.read(found.n_bytes)
     if _digest(content) != found.sha256:
         raise Damaged("its SHA-256 is wrong")
-    found.check(path.name, owner)
-    return whole[: len(content)], found
+    return content, found
 
 
-def _digest(content: bytes | memoryview) -> str:
+def _seal_of(file: BinaryIO, name: str, owner: str | None) -> Seal:
+    size = file.seek(0, os.SEEK_END)
+    length = min(_TAIL, size)
+    while True:
+        file.seek(size - length)
+        tail = file.read(length)
+        if b"\n" in tail[:-1] or length == size:
+            break
+        length = min(4 * length, size)
+    found, length = Seal.from_end(tail)
+    if found.n_bytes + length != size:
+        raise Damaged(f"it has {size} bytes in place of {found.n_bytes + length}")
+    found.check(name, owner)
+    return found
+
+
+def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
