@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 #: Seconds that the scheduler may take to answer, and the first worker to come.
 SCHEDULER_TIMEOUT, WORKER_TIMEOUT = 20.0, 60.0
 
-#: Seconds between looks whether the scheduler is still there: not all that waits for it notices.
-_POLL = 1.0
+#: Seconds between looks at what the cluster has done, and whether the scheduler is still there.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,8 @@ def as_completed(client: "Client", futures: "Sequence[Future]") -> "Iterator[Fut
 
     :raises CancelledError: where the client has lost its scheduler, or one can't be computed any more.
     """
-    from distributed import wait
-
-    waiting = set(futures)
+    waiting, pause = set(futures), _SHORTEST_PAUSE
     while waiting:
-        with contextlib.suppress(TimeoutError):
-            wait(waiting, timeout=_POLL, return_when="FIRST_COMPLETED")
         done = {future for future in waiting if future.done()}
         if client.status != "running":
             raise CancelledError("the connection to the scheduler is lost")
@@ -112,6 +109,10 @@ def as_completed(client: "Client", futures: "Sequence[Future]") -> "Iterator[Fut
             raise CancelledError("the cluster has lost what a computation needs")
         waiting -= done
         yield from done
+        # Not distributed.wait(): where its time is up, its error and the frames that it has passed hold each other, and
+        # all futures in them, with what those hold in the workers' memory, until Python's garbage collector runs.
+        pause = _SHORTEST_PAUSE if done else min(1.1 * pause, _LONGEST_PAUSE)
+        time.sleep(pause if waiting else 0)
 
 
 def _check_workers(client: "Client", address: str, folder: Path) -> int:

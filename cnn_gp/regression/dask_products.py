@@ -6,6 +6,7 @@ futures: those of a worker that is lost are read again by others, by Dask itself
 """
 
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -153,15 +154,18 @@ class ClusterProducts:
 
     def _again_after_a_loss(self, work: Callable[[], _Found]) -> _Found:
         """What the work finds. Rows Dask reads again by itself; vectors have to be sent again."""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return work()
             except (CancelledError, OSError) as error:
                 if self._client.status != "running":
                     raise CancelledError("the connection to the scheduler is lost") from error
-                last = error
-                time.sleep(_PAUSE)
-        raise last
+                if attempt == _ATTEMPTS:
+                    raise
+                # A future that holds this error is held by its traceback: both would stay, and the cluster's memory.
+                traceback.clear_frames(error.__traceback__)
+            time.sleep(_PAUSE)
+        raise AssertionError("unreachable")
 
 
 def _ranges(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:

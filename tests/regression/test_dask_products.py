@@ -1,13 +1,16 @@
 """Conjugate gradients whose tiles are in the memory of a Dask cluster's workers, one of which is killed."""
 
+import gc
 import itertools
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 
+from cnn_gp.cluster import as_completed
 from cnn_gp.errors import UserError
 from cnn_gp.regression.iterative import Iterative, IterativeFactor
 from cnn_gp.regression.lower_triangle import LowerTriangle
@@ -23,7 +26,7 @@ from helpers.waiting import wait_until
 pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
 
 from cnn_gp.regression import dask_products as module
-from cnn_gp.regression.dask_products import ClusterProducts
+from cnn_gp.regression.dask_products import ClusterProducts, _product
 
 N, N_MAX, NOISE = 160, 16, 1e-3
 
@@ -131,13 +134,54 @@ def test_the_solution_equals_that_of_one_machine(run, Y, client, n):
     assert there.relative_residual <= 1e-8
 
 
-def test_nothing_stays_in_the_cluster(run, Y, client):
+@pytest.fixture
+def no_garbage_collection():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_nothing_stays_in_the_cluster(run, Y, client, no_garbage_collection):
     solution = solve(stored(run)[0], Y, noise=NOISE, iterative=Iterative(client=client))
     # The rows alone: no vectors of the iterations.
     rows = {row.key for row in solution.factor._prepared.products._rows}
     wait_until(lambda: set(client.who_has()) == rows)
     del solution
     wait_until(lambda: not client.who_has())
+
+
+def slow_product(*arguments):
+    """One that is waited for."""
+    time.sleep(1.5)
+    return _product(*arguments)
+
+
+def test_nothing_of_products_that_were_waited_for_or_begun_again_stays(
+    run, client, rng, monkeypatch, no_garbage_collection
+):
+    monkeypatch.setattr(module, "_PAUSE", 0.0)
+    products, B = ClusterProducts(client, stored(run)[0], N, 1e9), rng.normal(size=(N, 3))
+    rows = {row.key for row in products._rows}
+    monkeypatch.setattr(module, "_product", slow_product)
+    products.times(B)
+    wait_until(lambda: set(client.who_has()) == rows)
+    monkeypatch.setattr(module, "_product", _product)
+
+    def lost(client, futures):
+        """The sum of all is there, and can't be fetched the first time."""
+        monkeypatch.setattr(module, "as_completed", as_completed)
+        wait_until(futures[0].done)
+        yield client.submit(failing).result()
+
+    monkeypatch.setattr(module, "as_completed", lost)
+    products.times(B)
+    assert module.as_completed is as_completed
+    wait_until(lambda: set(client.who_has()) == rows)
+
+
+def failing():
+    raise OSError("a connection is lost")
 
 
 def test_a_worker_that_is_killed_in_the_middle_of_a_product(run, Y, client, on_cluster, monkeypatch):
