@@ -86,7 +86,11 @@ class Stopped(Exception):
 
 
 class Worker:
-    """A worker for one job on one device; it keeps its engine and its images."""
+    """
+    A worker for one job on one device; it keeps its engine and its images.
+
+    Several threads may compute different parts with it, as those of a Dask worker do.
+    """
 
     def __init__(self, job: Job, device: str) -> None:
         self.run = RunDirectory(job.workdir, job.name)
@@ -100,6 +104,7 @@ class Worker:
         self._job, self._device = job, device
         self._engine: Engine | None = None
         self._images: dict[str, np.ndarray] = {}
+        self._preparing = threading.Lock()
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -128,18 +133,24 @@ class Worker:
             self.claims.release(name)
 
     def _compute(self, part: Part, progress: "Progress | None") -> Outcome:
-        if self._engine is None:
-            self._engine = self._job.make_engine(self._device)
-            self._images = self.run.images()
-        _, before = self.run.kept_rows.so_far(part, self._engine.name)
+        engine = self._prepared_engine()
+        _, before = self.run.kept_rows.so_far(part, engine.name)
         start = time.perf_counter()
-        rows = [self._compute_row(part, row, self._engine, progress) for row in part.rows]
+        rows = [self._compute_row(part, row, engine, progress) for row in part.rows]
         seconds = before + time.perf_counter() - start
-        who: dict[str, Any] = {"engine": self._engine.name, "device": self._device, **software()}
+        who: dict[str, Any] = {"engine": engine.name, "device": self._device, **software()}
         who.update(pid=os.getpid(), seconds=seconds)
         with self._naming_the_layer():
             self.run.write_part(part, rows, who)
         return Outcome(part.name, "computed", seconds)
+
+    def _prepared_engine(self) -> "Engine":
+        """The engine, with the images read; the first thread that comes makes both, the others wait."""
+        with self._preparing:
+            if self._engine is None:
+                self._images = self.run.images()
+                self._engine = self._job.make_engine(self._device)
+            return self._engine
 
     def _compute_row(
         self, part: Part, row: TileRow, engine: "Engine", progress: "Progress | None"
@@ -200,8 +211,12 @@ class Worker:
             raise NonFiniteError(error.matrix, error.row, error.column, f", first in {layer}") from error
 
 
-# A process's worker for each job and device: engines take seconds to compile.
+# This process's workers for the latest runs, each for a run and a device: engines take seconds to compile.
 _workers: dict[tuple[str, str], Worker] = {}
+_choosing = threading.Lock()
+
+#: How many: a cluster's processes compute many runs, one after the other or two at a time, and each has its images.
+_MOST_WORKERS = 2
 
 # In a worker process, where its parent reads how many entries of its part are computed.
 _counter: "c_longlong | None" = None
@@ -210,9 +225,13 @@ _counter: "c_longlong | None" = None
 def compute_part(job: Job, device: str, name: str, tell: Tell) -> Outcome:
     """:meth:`Worker.compute` in whatever process this is called in, which keeps its worker for the next part."""
     key = job.run_id, device
-    if key not in _workers:
-        _workers[key] = Worker(job, device)
-    return _workers[key].compute(name, Tally(tell))
+    with _choosing:
+        worker = _workers.pop(key, None) or Worker(job, device)
+        # The latest one is the last.
+        _workers[key] = worker
+        while len(_workers) > _MOST_WORKERS:
+            del _workers[next(iter(_workers))]
+    return worker.compute(name, Tally(tell))
 
 
 def compute_part_in_process(job: Job, device: str, name: str) -> Outcome:

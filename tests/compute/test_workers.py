@@ -1,14 +1,18 @@
 """Many workers in one directory."""
 
 import functools
+import gc
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
 
 from cnn_gp.compute.claims import Claims, claimed
 from cnn_gp.compute.scheduler import compute_run, shares
+from cnn_gp.compute.worker import compute_part
 from cnn_gp.errors import UserError
 from cnn_gp.store.run_directory import RunDirectory
-from helpers.small_runs import begin, compute, job_of, make_data
+from helpers.small_runs import NumpyEngine, begin, compute, job_of, make_data
 from helpers.waiting import PATIENCE
 from helpers.workers import (
     SIZES,
@@ -109,3 +113,52 @@ def test_a_shard_does_not_wait_for_the_others(tmp_path):
     assert not compute(run, shard=(1, 2))
     assert [part.name for part in run.parts.missing()[0]] == [theirs]
     assert not run.view_path.exists()
+
+
+def ignored(entries):
+    """What a worker tells of the entries that it has computed."""
+
+
+def test_a_thread_that_comes_while_another_reads_the_images_waits_for_them(tmp_path, monkeypatch):
+    """A Dask worker has several threads in one process."""
+    run = begin(tmp_path, make_data(**SIZES))
+    first, second, *_ = (part.name for part in run.description().tiling.parts())
+    engines, late, read = [], [], RunDirectory.images
+
+    def make_engine(device):
+        engines.append(NumpyEngine())
+        return engines[-1]
+
+    with ThreadPoolExecutor(2) as threads:
+
+        def images(self):
+            late.append(threads.submit(compute_part, job_of(run, make_engine), "cpu", second, ignored))
+            wait(late, timeout=0.5)
+            return read(self)
+
+        monkeypatch.setattr(RunDirectory, "images", images)
+        early: Future = threads.submit(compute_part, job_of(run, make_engine), "cpu", first, ignored)
+        assert early.result().status == "computed"
+        assert [future.result().status for future in late] == ["computed"]
+    assert len(engines) == 1
+
+
+def test_a_process_that_computes_many_runs_keeps_the_engines_of_the_latest(tmp_path):
+    engines: list[weakref.ref] = []
+
+    def make_engine(device):
+        engine = NumpyEngine()
+        engines.append(weakref.ref(engine))
+        return engine
+
+    runs = [begin(tmp_path / str(i), make_data(**SIZES)) for i in range(3)]
+    names = [part.name for part in runs[0].description().tiling.parts()]
+    for run in runs:
+        for name in names[:2]:
+            assert compute_part(job_of(run, make_engine), "cpu", name, ignored).status == "computed"
+    # Runs that two programs compute at a time keep theirs.
+    for name in names[2:4]:
+        for run in runs[1:]:
+            assert compute_part(job_of(run, make_engine), "cpu", name, ignored).status == "computed"
+    gc.collect()
+    assert [engine() is None for engine in engines] == [True, False, False]
