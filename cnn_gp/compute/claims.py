@@ -42,6 +42,7 @@ class Claims:
         self._heartbeat = heartbeat
         self._me = {"host": host_id(), "pid": os.getpid(), "started": started(os.getpid()), "token": uuid.uuid4().hex}
         self._held: set[str] = set()
+        self._is_beating = False
         self._watched: dict[Path, tuple[float | None, float]] = {}
         """When a file that is waited for was touched, and since when this process has seen it so."""
         self._lock = threading.Lock()
@@ -49,7 +50,6 @@ class Claims:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise not_written(folder, error) from error
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def take(self, name: str) -> bool:
         """
@@ -66,6 +66,9 @@ class Claims:
                 return False
         with self._lock:
             self._held.add(name)
+            if not self._is_beating:
+                self._is_beating = True
+                threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return True
 
     def release(self, name: str) -> None:
@@ -147,10 +150,14 @@ class Claims:
                 guard.unlink()
 
     def _beat(self) -> None:
+        """Touch the claims that are held, until there are none."""
         while True:
             time.sleep(self._heartbeat)
             with self._lock:
                 held = list(self._held)
+                self._is_beating = bool(held)
+            if not held:
+                return
             for name in held:
                 # A file system that is away for a moment is no reason to stop.
                 with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -64,6 +65,22 @@ def test_a_heartbeat_keeps_a_claim(tmp_path):
     os.utime(path, (0, 0))
     wait_until(lambda: path.stat().st_mtime > 0)
     assert not Claims(tmp_path, timeout=3600).take("a")
+
+
+def test_the_heartbeat_ends_with_the_last_claim_and_begins_again_with_the_next(tmp_path):
+    before = set(threading.enumerate())
+    claims = Claims(tmp_path, heartbeat=0.01)
+
+    def beating():
+        return [thread for thread in set(threading.enumerate()) - before if thread.name == "heartbeat"]
+
+    for _ in range(2):
+        assert claims.take("a") and claims.take("b")
+        os.utime(tmp_path / "a.claim", (0, 0))
+        wait_until(lambda: (tmp_path / "a.claim").stat().st_mtime > 0)
+        assert len(beating()) == 1
+        claims.release_all()
+        wait_until(lambda: not beating())
 
 
 def test_of_many_that_take_over_an_abandoned_claim_one_wins(tmp_path):
