@@ -130,6 +130,11 @@ def _hand_out(
     progress: Progress,
     say: Callable[[str], None],
 ) -> None:
+    """
+    Give the parts to the pools, in order, until each is done or claimed by another program.
+
+    :param own: names of the parts that are waited for, should another program have claimed them.
+    """
     entries = {part.name: part.entries for part in parts}
     counted = dict.fromkeys(entries, 0)
     todo = deque(entries)
@@ -164,17 +169,7 @@ def _hand_out(
             except BrokenExecutor:
                 count(name, 0)
                 todo.appendleft(name)
-                pools.remove(pool)
-                if pool.restart is not None:
-                    say(f"{pool.name} died; its part {name} is done again by another worker, and it is started again.")
-                    pools.append(pool.restart())
-                else:
-                    say(f"{pool.name} died; its part {name} is done again by the others.")
-                if not pools:
-                    raise UserError(
-                        "All workers died, most likely for lack of memory: give a lower --batch_size, then start "
-                        "again with the same other flags; what was finished is kept."
-                    ) from None
+                _replace(pool, pools, name, say)
                 continue
             except Exception as error:
                 if type(error).__name__ != "KilledWorker":
@@ -187,6 +182,21 @@ def _hand_out(
             count(name, 0 if is_claimed else entries[name])
             if is_claimed:
                 others.append(name)
+
+
+def _replace(pool: WorkerPool, pools: list[WorkerPool], name: str, say: Callable[[str], None]) -> None:
+    """Start a pool that broke again, if it may be. :raises UserError: where it may not, and it was the last one."""
+    pools.remove(pool)
+    if pool.restart is not None:
+        say(f"{pool.name} died; its part {name} is done again by another worker, and it is started again.")
+        pools.append(pool.restart())
+    elif pools:
+        say(f"{pool.name} died; its part {name} is done again by the others.")
+    else:
+        raise UserError(
+            "All workers died, most likely for lack of memory: give a lower --batch_size, then start again with the "
+            "same other flags; what was finished is kept."
+        )
 
 
 @contextmanager
@@ -206,12 +216,14 @@ def _worker_pools(job: Job, devices: Sequence[str], cluster: Cluster | None) -> 
     if len(devices) == 1:
         yield from _one_thread(job, devices[0])
         return
+    before = multiprocessing.active_children()
     try:
         yield [_process_pool(job, device, i, _RESTARTS) for i, device in enumerate(devices)]
     finally:
         # A part takes minutes; what a worker was at is lost either way.
         for child in multiprocessing.active_children():
-            child.terminate()
+            if child not in before:
+                child.terminate()
 
 
 def _one_thread(job: Job, device: str) -> Iterator[list[WorkerPool]]:
@@ -239,7 +251,13 @@ def _process_pool(job: Job, device: str, index: int, restarts: int) -> WorkerPoo
     def submit(name: str) -> "Future[Outcome]":
         # The process is idle: nothing else writes it.
         counter.value = 0
-        return process.submit(compute_part_in_process, job, device, name)
+        try:
+            return process.submit(compute_part_in_process, job, device, name)
+        except BrokenExecutor as error:
+            # It died while it had no part.
+            broken: Future[Outcome] = Future()
+            broken.set_exception(error)
+            return broken
 
     return WorkerPool(
         f"worker {index} ({device})",

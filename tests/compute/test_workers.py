@@ -2,6 +2,10 @@
 
 import functools
 import gc
+import multiprocessing
+import os
+import signal
+import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -13,7 +17,7 @@ from cnn_gp.compute.worker import compute_part
 from cnn_gp.errors import UserError
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.small_runs import NumpyEngine, begin, compute, job_of, make_data
-from helpers.waiting import PATIENCE
+from helpers.waiting import PATIENCE, wait_until
 from helpers.workers import (
     SIZES,
     AlwaysDying,
@@ -23,6 +27,7 @@ from helpers.workers import (
     SlowEngine,
     WatchedEngine,
     datasets_of,
+    kept_from_ending,
     start,
     watch_progress,
 )
@@ -67,6 +72,38 @@ def test_a_worker_that_dies_is_reported_and_its_part_is_done_again(tmp_path, who
     assert datasets_of(tmp_path) == whole
 
 
+def test_workers_that_die_while_they_have_no_part_are_started_again(tmp_path, whole):
+    """All that is left is another program's, which one worker after the other looks for."""
+    run = begin(tmp_path, make_data(**SIZES))
+    parts, said = run.description().tiling.parts(), []
+    with ThreadPoolExecutor(1) as program:
+        with kept_from_ending(run, parts):
+            complete = program.submit(compute_run, job_of(run, SlowEngine), ["cpu", "cpu"], say=said.append)
+            wait_until(lambda: len(run.parts.missing()[0]) == 1 or complete.done())
+            done = [part for part in parts if part not in run.parts.missing()[0]]
+            workers = {record["pid"] for record in run.parts.provenance(done)}
+            assert len(workers) == 2
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: len(said) == 2 or complete.done())
+        assert complete.result()
+    assert all("died" in line and "started again" in line for line in said)
+    assert datasets_of(tmp_path) == whole
+
+
+def test_workers_end_and_other_processes_of_the_program_go_on(tmp_path):
+    others = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(PATIENCE,))
+    others.start()
+    try:
+        assert compute_run(job_of(begin(tmp_path, make_data()), SlowEngine), ["cpu", "cpu"])
+        others.join(1)
+        assert others.is_alive()
+        wait_until(lambda: multiprocessing.active_children() == [others])
+    finally:
+        others.kill()
+        others.join()
+
+
 def test_a_non_finite_entry_in_a_worker_process_is_one_line_that_names_it(tmp_path):
     run = begin(tmp_path, make_data())
     with pytest.raises(UserError, match=r"K\w+ has a non-finite entry at row \d+, column \d+, first in layers\[1\]"):
@@ -76,8 +113,10 @@ def test_a_non_finite_entry_in_a_worker_process_is_one_line_that_names_it(tmp_pa
 
 def test_workers_that_always_die_end_in_one_line(tmp_path):
     begin(tmp_path, make_data())
+    said = []
     with pytest.raises(UserError, match=r"All workers died, .* memory: give a lower --batch_size, then start again"):
-        compute_run(job_of(RunDirectory(tmp_path, "small"), AlwaysDying), ["cpu", "cpu"], say=lambda line: None)
+        compute_run(job_of(RunDirectory(tmp_path, "small"), AlwaysDying), ["cpu", "cpu"], say=said.append)
+    assert sum("by the others" in line for line in said) == 1
 
 
 @pytest.mark.parametrize("n", [2, 4])
