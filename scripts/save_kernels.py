@@ -13,7 +13,7 @@ from absl import flags
 
 from cnn_gp import cli, shared_flags
 from cnn_gp.compute.claims import TIMEOUT
-from cnn_gp.compute.compute_kernels import Request, compute_kernels
+from cnn_gp.compute.compute_kernels import FLOAT_TYPES, Request, compute_kernels
 from cnn_gp.compute.status import status
 from cnn_gp.engines.choice import ENGINES
 from cnn_gp.errors import UserError
@@ -27,7 +27,7 @@ shared_flags.define_n_max()
 shared_flags.define_devices()
 # With any of these seven, a run needs a --run_name of its own.
 flags.DEFINE_bool("allow_skip", None, "With --model=random: allow skip connections.")
-flags.DEFINE_enum("skip_rule", "published", ["published", "released"], "With --model=random: who gets a skip.")
+flags.DEFINE_enum("skip_rule", "published", ["published", "released"], "With --model=random: which seeds get skips.")
 flags.DEFINE_integer("depth", 32, "With --model=resnet_gp: layers, 2 * n_blocks * n + 2.")
 flags.DEFINE_integer("n_blocks", 3, "With --model=resnet_gp: blocks, each but the first of stride 2.")
 flags.DEFINE_float("var_weight", None, "Weight variance in place of the model's own.")
@@ -36,10 +36,10 @@ flags.DEFINE_bool("multiply_by_sqrt2", None, "Whether the ReLU is times sqrt(2).
 flags.DEFINE_float("zca", None, "Whiten the images, with this regularization relative to the mean eigenvalue: 1e-2.")
 flags.DEFINE_enum("engine", "auto", ENGINES, "How entries are computed; auto: fused (on the CPU) where it can.")
 flags.DEFINE_integer("n_threads", None, "Threads of the fused engine; by default one a core.", lower_bound=1)
-flags.DEFINE_enum("float_type", "float32", ["float32", "float64"], "Precision of the kernel's entries.")
+flags.DEFINE_enum("float_type", "float32", FLOAT_TYPES, "Precision of the kernel's entries.")
 flags.DEFINE_string("shard", "1/1", "i/n, of a job array on a shared file system: which parts to try first.")
 flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers compute in place of this machine.")
-flags.DEFINE_float("claim_timeout", TIMEOUT, "Seconds without a sign of life after which another's part is taken over.")
+flags.DEFINE_float("claim_timeout", TIMEOUT, "Seconds without a heartbeat after which another's part is taken over.")
 flags.DEFINE_bool("status", False, "Only say what is done, missing and at work (--path, and --model or --run_name).")
 flags.DEFINE_bool("verify", False, "Check every byte of the parts, images and labels that are there, and of the view.")
 

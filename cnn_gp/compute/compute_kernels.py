@@ -14,7 +14,7 @@ from ..cli import without_startup_messages
 from ..cluster import connect
 from ..data import datasets
 from ..data.datasets import Dataset
-from ..engines.choice import Choice, choose_engine, engine_on_device, work_per_entry
+from ..engines.choice import ENGINES, Choice, choose_engine, engine_on_device, work_per_entry
 from ..errors import UserError
 from ..kernels.architectures import MODELS, Pool, build_kernel, checked_architecture, run_name
 from ..progress import duration
@@ -31,13 +31,19 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-#: The values of the kernel's arguments that a model's name stands for.
-_DEFAULTS = {name: argument.default for name, argument in inspect.signature(build_kernel).parameters.items()}
+FLOAT_TYPES = ("float32", "float64")
 
-#: Each costs time in the division of the work, whether it is there or not.
+#: The arguments that a request's kernel_arguments can have, with the values that a model's name stands for.
+_DEFAULTS = {
+    name: argument.default
+    for name, argument in inspect.signature(build_kernel).parameters.items()
+    if name not in ("model", "input_shape", "kernel", "pool", "seed")
+}
+
+#: Dealing the parts to more would take long.
 _MOST_SHARDS = 10_000
 
-#: The only model that has an argument.
+#: For an argument that only one model has: that model.
 _ONLY = {"allow_skip": "random", "skip_rule": "random", "depth": "resnet_gp", "n_blocks": "resnet_gp"}
 
 
@@ -55,7 +61,7 @@ class Request:
     pool: Pool | None = None
     """Pixels on a side of an average pool before the first dense layer, or "global"."""
     kernel_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Other keyword arguments of :func:`cnn_gp.build_kernel`."""
+    """Further keyword arguments of :func:`cnn_gp.build_kernel`, from ``allow_skip`` on."""
     run_name: str | None = None
     """By default the model's, or ``seed_NN``, followed by the pool and the kernel."""
     dataset: str = "digits"
@@ -86,7 +92,10 @@ class Request:
     """Read every byte of the parts that are there, and compare images and labels with the run's description."""
 
     def __post_init__(self) -> None:
-        """:raises UserError: where a value can't be, or a kernel that isn't the model's own needs a run's own name."""
+        """:raises UserError: where a value can't be used, or a run of a changed kernel has an unchanged one's name."""
+        for name, known in (("engine", ENGINES), ("float_type", FLOAT_TYPES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"--{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}.")
         for name, least in (("n_max", 1), ("n_gpus", 0), ("batch_size", 1), ("n_threads", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -101,6 +110,9 @@ class Request:
             )
         if not 0 < self.claim_timeout < float("inf"):
             raise UserError(f"--claim_timeout is {self.claim_timeout}; expected seconds, more than 0.")
+        unknown = [name for name in self.kernel_arguments if name not in _DEFAULTS]
+        if unknown:
+            raise UserError(f"kernel_arguments has {unknown[0]!r}; expected some of {', '.join(_DEFAULTS)}.")
         given = [name for name, value in self.kernel_arguments.items() if value != _DEFAULTS[name]]
         for name in given:
             if _ONLY.get(name, self.model) != self.model:
@@ -223,7 +235,7 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
     say(
         f"{run.name} on {data.name}: {data.sizes[0]:,} training, {data.sizes[1]:,} validation and {data.sizes[2]:,} "
         f"test images; {tiling.n_tiles:,} tiles, {tiling.entries:,} kernel entries, "
-        f"{tiling.n_bytes(int(request.float_type[-2:]) // 8) / 1e6:,.1f} MB in {run.folder}."
+        f"{tiling.n_bytes(np.dtype(request.float_type).itemsize) / 1e6:,.1f} MB in {run.folder}."
     )
     say(f"A kernel entry takes {n_covariances:,} covariances, the run {n_covariances * tiling.entries:,}.")
     for name, reason in unusable.items():

@@ -17,6 +17,8 @@ from concurrent.futures.thread import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..cluster import Cluster
 from ..errors import UserError
 from ..progress import Progress
@@ -41,8 +43,8 @@ _RESTARTS = 2
 
 def check_disk(run: RunDirectory, missing: Sequence[Part]) -> None:
     """:raises UserError: where the missing parts don't fit on the disk."""
-    itemsize = 4 if run.description().float_type == "float32" else 8
-    needed = sum(itemsize * (row.shape[0] * (row.shape[1] + 1)) for part in missing for row in part.rows)
+    itemsize = np.dtype(run.description().float_type).itemsize
+    needed = itemsize * sum(row.shape[0] * (row.shape[1] + 1) for part in missing for row in part.rows)
     free = shutil.disk_usage(run.folder).free
     # HDF5's own structures, and a part that is written while the old one is still there.
     if needed * 1.02 + 1e6 > free:

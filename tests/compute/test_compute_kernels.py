@@ -30,6 +30,10 @@ def request(path, **changes):
         ({"zca": 0.0}, "--zca is 0.0; expected a finite number above 0, such as 1e-2"),
         ({"zca": float("nan")}, "--zca is nan"),
         ({"shard": (3, 2)}, "--shard is 3/2; expected i/n"),
+        ({"engine": "fast"}, "--engine is 'fast'; expected one of auto, tensorflow, fused"),
+        ({"float_type": "float16"}, "--float_type is 'float16'; expected one of float32, float64"),
+        ({"kernel_arguments": {"dpeth": 8}}, "kernel_arguments has 'dpeth'; expected some of allow_skip, skip_rule, d"),
+        ({"kernel_arguments": {"pool": 3}}, "kernel_arguments has 'pool'; expected some of allow_skip"),
         (
             {"kernel_arguments": {"var_bias": 1.0}},
             "--var_bias makes another kernel than convnet_gp's: give it a --run_name of its own",
