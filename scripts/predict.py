@@ -19,7 +19,7 @@ from cnn_gp.data.images import in_words, range_warning, small_pixels_warning
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
 from cnn_gp.evaluation.result_files import ResultFiles
-from cnn_gp.store.atomic import remove_leftovers, write_atomically
+from cnn_gp.store.atomic import check_writable, remove_leftovers, write_atomically
 
 FLAGS = flags.FLAGS
 shared_flags.define_run()
@@ -32,10 +32,11 @@ flags.DEFINE_bool("overwrite", False, "Replace the file if it is there.")
 def main() -> None:
     """Parse the flags, compute the kernel, write the classes and means."""
     out = Path(FLAGS.out)
-    if os.path.exists(out) and not FLAGS.overwrite:
-        raise UserError(f"{out} is there already: give --overwrite, or another --out.")
     if os.path.isdir(out):
         raise UserError(f"{out} is a folder; expected the name of a file: give another --out.")
+    if os.path.exists(out) and not FLAGS.overwrite:
+        raise UserError(f"{out} is there already: give --overwrite, or another --out.")
+    check_writable(out.parent)
     run = shared_flags.run_directory()
     description = run.description()
     alpha = ResultFiles(Path(FLAGS.path) / FLAGS.csv_dir, run.name).solution(description.fingerprint)
