@@ -70,7 +70,7 @@ def test_nearly_identical_images(name):
 
 
 def test_the_ntk_of_a_layer_that_is_read_twice():
-    """Maps whose unit one layer takes up and another doesn't; a ChannelMix of the images, and of a sum."""
+    """Maps whose factor 1/2 one layer's scale takes in and another's doesn't; a ChannelMix of images and of a sum."""
     mixed = Sum(ChannelMix(), Sequential(Conv(3), ExReLU(), ChannelMix()))
     network = Sequential(
         ChannelMix(), ExReLU(), mixed, ChannelMix(), ExErf(), mixed, Dense(1.2, 0.1), ExReLU(), Dense()

@@ -252,7 +252,7 @@ def _tasks(firsts: range, start: int, stop: int, n_threads: int) -> Iterator[tup
 
 
 def _in_shares(progress: "Progress", n_entries: int, n_calls: int) -> "Progress":
-    """What reports ``n_entries`` in all, in equal shares, as it is called with ``n_calls`` in all."""
+    """Reports ``n_entries`` in all, in proportion to the numbers it is called with, which add up to ``n_calls``."""
     calls = reported = 0
 
     def done(n: int) -> None:

@@ -49,7 +49,7 @@ class Codes:
         self.needs_pooled = head is not None and any(step.before for step in head.steps)
 
     def n_calls(self, groups: int) -> int:
-        """How often ``done`` is called for so many groups of ROWS images."""
+        """What the numbers that :meth:`entries` calls ``done`` with add up to, for so many groups of ROWS images."""
         if self.images.displaced is None or self.streamed is not None:
             return groups
         return groups * len(self.images.displaced)

@@ -68,8 +68,8 @@ class Nonlinear(NamedTuple):
     """The number of the first of its positions among those of all nonlinearities."""
 
     @property
-    def unit(self) -> float:
-        """What the loops' value is to be multiplied by: they leave the ReLU's factor / 2 to who reads it."""
+    def remaining_factor(self) -> float:
+        """What the loops' value is still to be multiplied by: for the ReLU they compute 2 E[relu(u) relu(v)]."""
         return 0.5 * self.factor if self.function == "relu" else 1.0
 
 
@@ -161,7 +161,7 @@ class Program:
 
     def compiled(self, *, merge: bool = True) -> Compiled:
         """:param merge: False: every step on its own, every value in a place of its own, to look at them one by one."""
-        steps = _with_units(merged(self.steps) if merge else dict(enumerate(self.steps)))
+        steps = _with_remaining_factors(merged(self.steps) if merge else dict(enumerate(self.steps)))
         places, used = _places(steps, reuse=merge)
         row = used
         ring = row + max(self._input_size(step, steps)[1] for step in steps.values())
@@ -209,99 +209,76 @@ def merged(steps: list[Step]) -> dict[int, Step]:
     """
     The same program in fewer passes over the maps; the numbers that come out are the same to the bit.
 
-    A nonlinearity that is all that reads a convolution is done as the convolution's rows are finished; one that is read
-    by one convolution or mean only is done as that takes its rows in; a sum is done where its later term is made.
+    Four things are done within another step: a nonlinearity that alone reads a convolution, as the convolution's rows
+    are finished; so too a ChannelMix; a sum, where its later term is made; a nonlinearity that only one convolution,
+    mean or pool reads, as that takes its rows in.
     """
     done = dict(enumerate(steps))
 
-    def uses() -> Counter[int]:
-        return Counter(value for step in done.values() for value in step.sources)
+    def read_once(value: int, *operations: str) -> Step | None:
+        """The step that makes a value: where it is one of these operations, adds no map, and is read once."""
+        step = done.get(value)
+        if step is None or step.operation not in operations or step.addend >= 0:
+            return None
+        n_readers = Counter(value for step in done.values() for value in step.sources)
+        return step if n_readers[value] == 1 else None
 
     # The merged step takes the later one's number: what it reads is there by then.
     for number, step in list(done.items()):
-        producer = done.get(step.source)
-        if (
-            step.operation == "pointwise"
-            and step.before is not None
-            and step.addend < 0
-            and producer is not None
-            and producer.operation == "conv"
-            and producer.after is None
-            and producer.addend < 0
-            and uses()[step.source] == 1
-        ):
-            del done[step.source]
-            done[number] = replace(producer, after=step.before, layer=step.layer)
+        if step.operation == "pointwise" and step.before is not None and step.addend < 0:
+            producer = read_once(step.source, "conv")
+            if producer is not None and producer.after is None:
+                del done[step.source]
+                done[number] = replace(producer, after=step.before, layer=step.layer)
     for number, step in list(done.items()):
-        producer = done.get(step.source)
-        if (
-            step.mixed
-            and producer is not None
-            and producer.operation in ("conv", "pointwise")
-            and producer.addend < 0
-            and not producer.mixed
-            and uses()[step.source] == 1
-        ):
+        producer = read_once(step.source, "conv", "pointwise") if step.mixed else None
+        if producer is not None and not producer.mixed:
             del done[step.source]
             done[number] = replace(producer, mixed=True, layer=step.layer)
     for number, step in list(done.items()):
-        if step.operation != "pointwise" or step.before is not None or step.addend < 0:
-            continue
-        for last, other in sorted(((step.source, step.addend), (step.addend, step.source)), reverse=True):
-            producer = done[last]
-            if (
-                last != other
-                and producer.operation in ("conv", "pointwise")
-                and producer.addend < 0
-                and uses()[last] == 1
-            ):
-                del done[last]
-                done[number] = replace(producer, addend=other, layer=step.layer)
-                break
+        if step.operation == "pointwise" and step.before is None and step.addend >= 0:
+            for last, other in sorted(((step.source, step.addend), (step.addend, step.source)), reverse=True):
+                producer = read_once(last, "conv", "pointwise")
+                if producer is not None:
+                    del done[last]
+                    done[number] = replace(producer, addend=other, layer=step.layer)
+                    break
     for number, step in list(done.items()):
-        producer = done.get(step.source)
-        if (
-            step.operation in _SCALING
-            and step.before is None
-            and producer is not None
-            and producer.operation == "pointwise"
-            and producer.before is not None
-            and producer.addend < 0
-            and not producer.mixed
-            and uses()[step.source] == 1
-        ):
-            del done[step.source]
-            done[number] = replace(step, source=producer.source, before=producer.before)
+        if step.operation in _SCALING and step.before is None:
+            producer = read_once(step.source, "pointwise")
+            if producer is not None and producer.before is not None and not producer.mixed:
+                del done[step.source]
+                done[number] = replace(step, source=producer.source, before=producer.before)
     return done
 
 
-def _with_units(steps: dict[int, Step]) -> dict[int, Step]:
+def _with_remaining_factors(steps: dict[int, Step]) -> dict[int, Step]:
     """
-    The program with every ReLU's unit taken up: by the scale of the convolution or mean that reads it.
+    The program with each nonlinearity's :attr:`~Nonlinear.remaining_factor` folded into the scale of the next step.
 
-    Where something else reads it too, a convolution of one pixel is put between. Units are 1/2 and 1: nothing is
-    rounded.
+    Where a step without a scale reads the value too, a convolution of one pixel that multiplies it is put between. The
+    ReLU's factors are 1/2 and 1, by which nothing is rounded.
     """
     done: dict[int, Step] = {}
-    units: dict[int, float] = {}
+    remaining: dict[int, float] = {}
     renamed: dict[int, int] = {}
     fresh = max(steps) + 1
     for number, step in steps.items():
         step = replace(step, source=renamed.get(step.source, step.source), addend=renamed.get(step.addend, step.addend))
         if step.operation in _SCALING:
-            unit = step.before.unit if step.before else units.get(step.source, 1.0)
-            step = replace(step, scale=step.scale * unit)
+            factor = step.before.remaining_factor if step.before else remaining.get(step.source, 1.0)
+            step = replace(step, scale=step.scale * factor)
         done[number] = step
         last = step.after or (step.before if step.operation == "pointwise" else None)
-        if last is None or step.addend >= 0 or last.unit == 1:
+        if last is None or step.addend >= 0 or last.remaining_factor == 1:
             continue
         readers = [other for other in steps.values() if number in other.sources]
         if all(other.operation in _SCALING and not other.before and other.addend != number for other in readers):
-            units[number] = last.unit
+            remaining[number] = last.remaining_factor
             continue
         one = Window(1, 1, 1, 1, 0)
         rows, columns = (one._replace(inputs=n, outputs=n) for n in step.size)
-        scaled = Step("conv", step.size, source=number, windows=(rows, columns), scale=last.unit, layer=step.layer)
+        scaled = Step("conv", step.size, number, windows=(rows, columns), scale=last.remaining_factor, layer=step.layer)
         done[fresh] = replace(scaled, trained=False)
         renamed[number] = fresh
         fresh += 1
