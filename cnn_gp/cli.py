@@ -64,7 +64,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def say_interrupts_in_one_line() -> None:
-    """Let Ctrl-C end in one line while a script still imports, before :func:`run`; the exit status is 130 as it is."""
+    """Let Ctrl-C end in one line also while a script still imports, before :func:`run`. The exit status stays 130."""
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -80,7 +80,7 @@ _PLACES = ("path", "data_dir", "scheduler", "images", "out")
 
 
 def command() -> str:
-    """The command that this script was started with, as it can be told to others."""
+    """The command that this script was started with, without this machine's paths, as results record it."""
     words = ["python", f"scripts/{Path(sys.argv[0]).name}"]
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         if flag.present:

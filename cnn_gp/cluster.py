@@ -32,8 +32,7 @@ class Cluster:
 
     def check(self) -> None:
         """:raises CancelledError: where the connection is lost; not all that waits for the cluster notices."""
-        if self.client.status != "running":
-            raise CancelledError("the connection to the scheduler is lost")
+        _check_connected(self.client)
 
     @contextmanager
     def messages(self, topic: str) -> "Iterator[dict[str, Any]]":
@@ -52,7 +51,7 @@ def connect(address: str, folder: Path) -> Iterator[Cluster]:
     """
     A connection to a cluster; it is closed at the end.
 
-    :param folder: what all workers must see: the run's.
+    :param folder: the run's, which all workers must see.
     :raises UserError: where there is no scheduler or no worker, one doesn't see the folder, or the scheduler or a
         worker dies before the end.
     """
@@ -103,8 +102,7 @@ def as_completed(client: "Client", futures: "Sequence[Future]") -> "Iterator[Fut
     waiting, pause = set(futures), _SHORTEST_PAUSE
     while waiting:
         done = {future for future in waiting if future.done()}
-        if client.status != "running":
-            raise CancelledError("the connection to the scheduler is lost")
+        _check_connected(client)
         if any(future.cancelled() for future in done):
             raise CancelledError("the cluster has lost what a computation needs")
         waiting -= done
@@ -113,6 +111,11 @@ def as_completed(client: "Client", futures: "Sequence[Future]") -> "Iterator[Fut
         # all futures in them, with what those hold in the workers' memory, until Python's garbage collector runs.
         pause = _SHORTEST_PAUSE if done else min(1.1 * pause, _LONGEST_PAUSE)
         time.sleep(pause if waiting else 0)
+
+
+def _check_connected(client: "Client") -> None:
+    if client.status != "running":
+        raise CancelledError("the connection to the scheduler is lost")
 
 
 def _check_workers(client: "Client", address: str, folder: Path) -> int:

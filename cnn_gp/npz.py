@@ -39,7 +39,7 @@ ERRORS = (
 
 def read_npz(path: str | os.PathLike, remedy: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """
-    The arrays of a file; objects aren't read.
+    The arrays of a file; one that holds Python objects is refused.
 
     :param remedy: what to do where it can't be read.
     :param names: of the arrays that are wanted; those that aren't there are left out. By default all.

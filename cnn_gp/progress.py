@@ -40,7 +40,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str, done: int = 0) -> None:
         self.total = total
-        """It may be set anew, where it was an estimate."""
+        """It may be changed: where it was an estimate."""
         self._unit, self._done = unit, done
         self._lock = threading.Lock()
         self._said = time.monotonic()
@@ -53,7 +53,7 @@ class Progress:
             self._bar = tqdm(total=total, initial=done, unit=f" {unit}", unit_scale=True, dynamic_ncols=True)
 
     def __call__(self, units: int, note: str = "") -> None:
-        """So many more units are done; the note is said with them."""
+        """Count units that are done, and show the note beside the count."""
         with self._lock:
             self._done += units
             now = time.monotonic()

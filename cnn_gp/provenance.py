@@ -24,7 +24,7 @@ def software() -> dict[str, str]:
 
 
 def processor() -> str:
-    """What the processor calls itself, with what says more than its name on a virtual machine."""
+    """The processor's name, family, model and vector instructions: on a virtual machine the name alone says little."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
         about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -1,4 +1,4 @@
-"""Scripts in processes of their own, without the seconds that the imports of each take."""
+"""Scripts in forks of a process that has imported what they need, which saves each the seconds of its imports."""
 
 import os
 import runpy
@@ -25,7 +25,7 @@ def run_script(path: str | os.PathLike, *arguments: str) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    # A signal that comes meanwhile waits until there is somebody to pass it on.
+    # A signal that comes meanwhile waits until this process can pass it on.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pid = os.fork()
     if pid == 0:
@@ -50,7 +50,7 @@ def run_script(path: str | os.PathLike, *arguments: str) -> int:
 
 
 def become(path: str | os.PathLike, arguments: Sequence[str]) -> NoReturn:
-    """Go on as a script, to its end, which is this process's."""
+    """Run a script in this process, which ends with the script's exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -61,7 +61,7 @@ def runs() -> list[tuple[str, int, str, Pool | None]]:
     """
     What the flags of :func:`define_runs` ask for: each run's model, seed, kernel and pool.
 
-    :raises UserError: where one of them can't be.
+    :raises UserError: where a model, kernel or pool is unknown.
     """
     networks = [_model_and_seed(item) for item in flags.FLAGS.runs]
     for kernel in flags.FLAGS.kernel:
@@ -91,7 +91,7 @@ def run_directory() -> RunDirectory:
 
 
 def default_run_name(kernel: str) -> str:
-    """What the run of the flags of :func:`define_run` but --kernel and --run_name is called by default."""
+    """The default name of the run of --model, --seed and --pool with this kernel."""
     return run_name(flags.FLAGS.model, flags.FLAGS.seed, kernel, pool())
 
 

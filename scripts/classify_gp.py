@@ -65,7 +65,7 @@ flags.DEFINE_enum(
     "solver",
     "auto",
     ["auto", "cholesky", "cg"],
-    "cg: conjugate gradients; auto: where a Cholesky factor's memory lacks.",
+    "cg: conjugate gradients; auto: these where a Cholesky factor doesn't fit into memory.",
 )
 flags.DEFINE_float("memory", None, "GB that conjugate gradients may take; by default most of what is available.")
 flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers solve in their memory.")
@@ -150,7 +150,7 @@ def _check_solver_flags() -> None:
 
 
 def _iterative(run: RunDirectory, request: Request, client: "Client | None") -> Iterative | None:
-    """How to solve by conjugate gradients where that is asked for or a factor's memory lacks; None: by a factor."""
+    """How to solve by conjugate gradients, where that is asked for or a factor doesn't fit; None: by a factor."""
     limit = math.inf if FLAGS.memory is None else 1e9 * FLAGS.memory
     gram, N = StoredGram(run), request.N_train
     if FLAGS.solver == "cholesky" or (FLAGS.solver == "auto" and has_memory(gram, N, limit, client)):

@@ -44,7 +44,7 @@ def main() -> None:
         from cnn_gp.engines.tensorflow import n_gpus_seen
         from cnn_gp.report.convergence_study import Study, converge
 
-        # What TensorFlow has to say of GPUs it says at its first use.
+        # TensorFlow's start-up messages about GPUs come at its first use.
         n_gpus_seen()
         kernels = {
             run_name(model, 0, FLAGS.kernel, pool): build_kernel(

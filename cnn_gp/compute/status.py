@@ -1,4 +1,4 @@
-"""What of a run is done, missing, damaged and at work, as text."""
+"""Which parts of a run are done, missing, damaged and being computed, as text."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -32,6 +32,7 @@ def choose_engine(name: str, kernel: "NNGPKernel", *, n_gpus: int = 0, float_typ
     The engine for a kernel: "auto" is the fused one on the CPU where it has all layers, else the tensorflow one.
 
     :raises NotLowered: where "fused" can't compute the kernel; it gives the reason.
+    :raises UserError: where there is no engine of that name.
     """
     if name not in ENGINES:
         raise UserError(f"The engine is {name!r}; expected one of {', '.join(ENGINES)}.")

@@ -207,7 +207,7 @@ class NNGPEstimator(BaseEstimator):
             self._solution = solve_at(float(self.noise))
 
     def _iterative(self, gram: GramMatrix, N: int, say: Callable[[str], None]) -> Iterative | None:
-        """How to solve by conjugate gradients where that is asked for or a factor's memory lacks; None: by a factor."""
+        """How to solve by conjugate gradients, where that is asked for or a factor doesn't fit; None: by a factor."""
         needed = n_bytes(N, gram.n_max, gram.N) + (self._n_factors - 1) * LowerTriangle.n_bytes(N)
         there = memory.available()
         if self.solver == "cholesky" or (self.solver == "auto" and needed <= there):

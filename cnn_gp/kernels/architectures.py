@@ -75,6 +75,7 @@ def build_kernel(
         are 1, 2, 2, ...
     :param var_weight, var_bias, multiply_by_sqrt2: in place of the model's own.
     :raises ShrunkMapError: where the network's map shrinks below one pixel on such images.
+    :raises UserError: where an argument is unknown, out of range or not one of the model's.
     """
     architecture = checked_architecture(
         model,
@@ -113,7 +114,7 @@ def network_kernel(
     pool: Pool | None = None,
     name: str | None = None,
 ) -> "NetworkKernel":
-    """The kernel of a network of layers; the arguments are :func:`build_kernel`'s."""
+    """The kernel of a network of layers; the other arguments are :func:`build_kernel`'s."""
     from .nngp import NNGPKernel
     from .ntk import NTKKernel
 

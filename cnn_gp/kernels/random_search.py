@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 
 SkipRule = Literal["published", "released"]
 
+#: The seed of a network that isn't drawn.
+_FIXED_SEED = 1234
 
 #: The seeds of the paper's random search: plain networks up to 35, skip connections allowed from 36 on.
-SEARCH_SEEDS = (*range(1, 61), 1234)
-
+SEARCH_SEEDS = (*range(1, 61), _FIXED_SEED)
 
 _FIRST_SEED_WITH_SKIPS, _LAST_SEED_WITH_SKIPS = 36, 60
-
-
-_FIXED_SEED = 1234
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,9 @@ def draw_architecture(seed: int, allow_skip: bool | None = None, skip_rule: Skip
     :param allow_skip: whether skip connections are allowed, which also changes the ranges of depth and filter size;
         None: for seeds 36 to 60, as in the paper.
     :param skip_rule: "published": a skip is taken if it is allowed and (a coin says so or the seed is below 56), which
-        gives the paper's networks. "released": the rule that the released program has, where the parentheses are
-        elsewhere and every seed below 56 gets a skip.
+        gives the paper's networks. "released": the rule of the released program, where the parentheses are elsewhere
+        and every seed below 56 gets a skip.
+    :raises UserError: where the seed or the rule can't be used.
     """
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise UserError(f"The seed is {seed!r}; expected a whole number from 0 to {2**32 - 1}.")
