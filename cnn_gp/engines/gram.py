@@ -141,6 +141,10 @@ def _computes(engine: Engine, kernel: "NetworkKernel") -> bool:
     from .fused.engine import FusedEngine
     from .tensorflow import TensorFlowEngine
 
-    if isinstance(engine, TensorFlowEngine):
-        return engine.kernel is kernel or engine.kernel.describe() == kernel.describe()
-    return not isinstance(engine, FusedEngine) or engine.program == choose_engine("fused", kernel).program
+    try:
+        if isinstance(engine, TensorFlowEngine):
+            return engine.kernel is kernel or engine.kernel.describe() == kernel.describe()
+        return not isinstance(engine, FusedEngine) or engine.program == choose_engine("fused", kernel).program
+    except UserError:
+        # One of the two has no description, or this one no program: they aren't the same kernel.
+        return False

@@ -173,6 +173,19 @@ def test_gram_refuses_an_engine_that_computes_something_else(name, rng):
         np.testing.assert_allclose(gram(kernel, X, engine=engine), kernel(X), rtol=1e-5)
 
 
+def test_gram_refuses_an_engine_of_another_kernel_where_one_has_no_description(rng):
+    plain = NNGPKernel(Sequential(Dense(), ExReLU(), Dense()), [3])
+    tanh, other = (NNGPKernel(Sequential(Dense(), ElementwiseNumerical(tf.tanh, degree=n)), [3]) for n in (6, 7))
+    X = rng.random((3, 3)).astype(np.float32)
+    for kernel, engine in (
+        (tanh, make_engine("tensorflow", other)),
+        (plain, make_engine("tensorflow", other)),
+        (tanh, make_engine("fused", plain)),
+    ):
+        with pytest.raises(UserError, match="The engine was made for another kernel"):
+            gram(kernel, X, engine=engine)
+
+
 def test_gram_compiles_a_kernel_once(rng, monkeypatch):
     traced = []
     propagate = Conv.propagate
