@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from cnn_gp import cli
+from cnn_gp import cli, shared_flags
 from cnn_gp.data import datasets
 from cnn_gp.engines.fused.engine import FusedEngine
 from cnn_gp.engines.fused.lowering import lower
@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it synthetic images.")
 flags.DEFINE_integer("n_images", 200, "Images.")
 flags.DEFINE_enum("kernel", "nngp", ["nngp", "ntk"], "Which kernel; the step has no neural tangent kernel.")
-flags.DEFINE_string("pool", None, "A pool before the readout: how many pixels on a side, or global.")
+shared_flags.define_pool()
 flags.DEFINE_list("models", [*PAPER_MODELS, *map(str, SEARCH_SEEDS)], "Names, and seeds of the search.")
 flags.DEFINE_string("json", None, "File to write the errors to.")
 
@@ -41,8 +41,8 @@ def main() -> None:
 
         configure(0)
     errors: dict[str, dict[str, float | str]] = {}
-    pool = int(FLAGS.pool) if FLAGS.pool and FLAGS.pool.isdigit() else FLAGS.pool
-    for model, seed in [("random", int(name)) if name.isdigit() else (name, 0) for name in FLAGS.models]:
+    pool = shared_flags.pool()
+    for model, seed in [("random", int(model)) if model.isdigit() else (model, 0) for model in FLAGS.models]:
         try:
             kernel = build_kernel(model, [1, 28, 28], seed=seed, kernel=FLAGS.kernel, pool=pool)
         except ShrunkMapError:
