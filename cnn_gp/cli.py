@@ -98,7 +98,9 @@ def command() -> str:
 @contextmanager
 def without_startup_messages() -> Iterator[None]:
     """
-    Drop what TensorFlow writes about missing GPU libraries while it starts; on an error that isn't the user's, show it.
+    Drop what TensorFlow writes about missing GPU libraries while it starts; where the program fails, show it.
+
+    A user's mistake or interruption is no failure of the program.
 
     These lines come from C++ before its log level counts, so they are caught at the file descriptor.
     """
@@ -111,7 +113,7 @@ def without_startup_messages() -> Iterator[None]:
             yield
         except UserError:
             raise
-        except BaseException:
+        except Exception:
             caught.seek(0)
             os.write(saved, caught.read())
             raise
