@@ -209,13 +209,13 @@ class FusedEngine:
             groups = [group for group in groups if group[-1] > top]
             n_entries = _n_entries(top, end, first, last, symmetric)
             missing = [group for group in groups if np.isnan(results[-1][top : group[2], group[0] : group[1]]).any()]
-            total, left = (
+            n_all, n_missing = (
                 self._code.n_calls(sum(-(-(bottom - top) // ROWS) for _, _, bottom in some))
                 for some in (groups, missing)
             )
-            done = progress and _in_shares(progress, n_entries, total)
-            if done is not None and left < total:
-                done(total - left)
+            done = progress and _in_shares(progress, n_entries, n_all)
+            if done is not None and n_missing < n_all:
+                done(n_all - n_missing)
             if not missing:
                 return
             prepared = self._prepare(columns[first:last])
