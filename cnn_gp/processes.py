@@ -1,5 +1,6 @@
 """Processes of this host: which are still there."""
 
+import math
 import socket
 from pathlib import Path
 
@@ -15,16 +16,22 @@ def host_id() -> str:
 
 
 def started(pid: int) -> float | None:
-    """When a process of this host began, in seconds since the epoch; None where there is none, or a zombie."""
+    """
+    When a process of this host began, in seconds since the epoch; None where there is none, or a zombie.
+
+    NaN where the system doesn't tell: of other users' processes, where /proc is mounted so.
+    """
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
         return None
+    except psutil.AccessDenied:
+        return math.nan
 
 
 def is_same_process(pid: int, since: object) -> bool:
-    """Whether the process of this host that :func:`started` at some time is still there."""
+    """Whether the process of this host that :func:`started` at some time is still there, or may be."""
     now = started(pid)
     # The system counts from its boot, whose time it rounds and corrects; no process number is used again so soon.
-    return now is not None and isinstance(since, int | float) and abs(now - since) < 2.5
+    return now is not None and isinstance(since, int | float) and (math.isnan(now) or abs(now - since) < 2.5)

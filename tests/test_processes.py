@@ -1,5 +1,6 @@
 """Processes: there, gone, or waiting for their parent to look."""
 
+import math
 import os
 import subprocess
 import sys
@@ -31,3 +32,11 @@ def test_a_dead_process_is_not_there_and_neither_is_a_zombie():
     assert started(process.pid) is None
     process.wait()
     assert started(process.pid) is None and not is_same_process(process.pid, since)
+
+
+def test_a_process_of_which_the_system_tells_nothing_may_be_there(monkeypatch):
+    def denied(process):
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", denied)
+    assert math.isnan(started(os.getpid())) and is_same_process(os.getpid(), 1e9)

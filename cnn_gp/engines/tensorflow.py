@@ -34,10 +34,10 @@ CPU_BATCH = 16
 #: The same on a GPU.
 GPU_BATCH = 200
 
-
-#: Bytes that the maps of a batch may take, about, and the arrays of the largest map's size that are there at a time (in
-#: float32; measured: benchmarks/README.md).
+#: Bytes that the maps of a batch may take, about.
 LARGEST_MAPS = 10**9
+
+#: Arrays of the largest map's size that are in memory at a time, in float32; measured: benchmarks/README.md.
 _ARRAYS = 14
 
 
