@@ -6,7 +6,7 @@ from gpflow.base import Parameter
 from gpflow.kernels.base import ActiveDims
 
 from ..errors import UserError
-from .geometry import check_data_format
+from .geometry import check_data_format, checked_sizes
 from .layer import Layer, variance_parameter
 from .layers import ChannelMix, Conv, Dense, Sequential, Sum
 from .nngp import NNGPKernel
@@ -75,6 +75,7 @@ class DeepKernel(NNGPKernel):
 
 def _skip_indices(skip_freq: "int | Sequence[int]", n_convs: int) -> list[int]:
     """The 0-based indices of the convolutions that have a skip connection before them."""
+    skip_freq = checked_sizes(skip_freq, "skip_freq")
     if isinstance(skip_freq, int):
         return list(range(skip_freq, n_convs, skip_freq)) if skip_freq > 0 else []
     if any(not 0 <= index < n_convs for index in skip_freq):

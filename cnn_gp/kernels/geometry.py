@@ -63,9 +63,9 @@ class CircularWindow(Window):
 
 def checked_sizes(value: int | Sequence[int], what: str) -> int | tuple[int, ...]:
     """
-    A size for all axes, or one per axis, as Python's own numbers.
+    A whole number, or several such as one per axis, as Python's own numbers.
 
-    :param what: what the sizes are called.
+    :param what: what they are called.
     :raises UserError: where it isn't whole numbers.
     """
     try:
@@ -75,7 +75,7 @@ def checked_sizes(value: int | Sequence[int], what: str) -> int | tuple[int, ...
     try:
         return tuple(operator.index(size) for size in value)  # type: ignore[union-attr]
     except TypeError:
-        raise UserError(f"{what} is {value!r}; expected a whole number, or one per axis.") from None
+        raise UserError(f"{what} is {value!r}; expected a whole number, or a list of them.") from None
 
 
 def json_sizes(sizes: int | tuple[int, ...]) -> int | list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnn_gp import NNGPKernel, NTKKernel
+from cnn_gp import DeepKernel, NNGPKernel, NTKKernel
 from cnn_gp.errors import ShrunkMapError, UserError
 from cnn_gp.kernels import layers, nonlinearities, pooling
 from cnn_gp.kernels.geometry import Window
@@ -201,8 +201,9 @@ def test_n_covariances_counts_the_displacements_of_a_pool():
             lambda: NNGPKernel(Sequential(Sum(Conv(3, padding="CIRCULAR")), AvgPool(2), Dense()), [1, 4, 4]),
             "Conv with padding CIRCULAR comes before a pool.*take SAME",
         ),
-        (lambda: Conv(3.0), "filter_size is 3.0; expected a whole number, or one per axis"),
+        (lambda: Conv(3.0), "filter_size is 3.0; expected a whole number, or a list of them"),
         (lambda: AvgPool("2"), "size is '2'; expected a whole number"),
+        (lambda: DeepKernel([1, 4, 4], [3] * 4, ExReLU(), skip_freq=1.5), "skip_freq is 1.5; expected a whole number,"),
         (lambda: NNGPKernel([Conv(3), Dense()], [1, 4, 4]), r"The network is a list; expected a layer.*Sequential"),
         (lambda: NTKKernel(Conv, [1, 4, 4]), r"The network is a \w+; expected a layer"),
         (lambda: Conv(0).output_positions((5,)), "filter_size is 0 .*at least 1 per axis"),
@@ -219,6 +220,12 @@ def test_bad_arguments_are_refused_in_one_line(make, said):
 def test_sizes_are_kept_as_pythons_own_numbers():
     layers = Conv(np.int64(3), (np.int32(1), np.uint8(2))), AvgPool(np.int64(2))
     assert json.loads(json.dumps([layer.describe() for layer in layers])) == [layer.describe() for layer in layers]
+
+
+@pytest.mark.parametrize(("numpys", "pythons"), [(np.int64(2), 2), (np.array([1, 3]), [1, 3])])
+def test_skip_freq_in_numpys_numbers(numpys, pythons):
+    kernels = [DeepKernel([1, 4, 4], [3] * 4, ExReLU(), skip_freq=skip_freq) for skip_freq in (numpys, pythons)]
+    assert kernels[0].describe() == kernels[1].describe()
 
 
 def test_a_map_below_one_pixel_is_its_own_error():
