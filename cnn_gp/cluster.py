@@ -114,6 +114,7 @@ def as_completed(client: "Client", futures: "Sequence[Future]") -> "Iterator[Fut
 
 
 def _check_connected(client: "Client") -> None:
+    """:raises CancelledError: where the client has lost its scheduler."""
     if client.status != "running":
         raise CancelledError("the connection to the scheduler is lost")
 

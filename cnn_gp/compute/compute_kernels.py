@@ -155,22 +155,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     """
     run = request.run_directory()
     run.check_writable()
-    data = datasets.load(
-        request.dataset,
-        data_dir=request.data_dir,
-        N_train=request.N_train,
-        N_vali=request.N_vali,
-        N_test=request.N_test,
-    )
-    for line in data.in_words(request.float_type):
-        say(line)
-    if request.flip:
-        from ..data.preprocessing import with_flips_of_training
-
-        data = with_flips_of_training(data)
-        say(f"{data.name}: with the mirror image of each, {data.sizes[0]:,} training images.")
-    if request.zca is not None:
-        say(f"{data.name}: whitened, as the training images are, with regularization {request.zca:g}.")
+    data = _load(request, say)
     with without_startup_messages():
         from ..engines.tensorflow import configure, default_batch_size
 
@@ -212,6 +197,27 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     else:
         say(f"Shard {request.shard[0]}/{request.shard[1]} of {run.name} is done; others are at work on the rest.")
     return run
+
+
+def _load(request: Request, say: Say) -> Dataset:
+    """The images, with the mirror images that are asked for; the run whitens them when it stores them."""
+    data = datasets.load(
+        request.dataset,
+        data_dir=request.data_dir,
+        N_train=request.N_train,
+        N_vali=request.N_vali,
+        N_test=request.N_test,
+    )
+    for line in data.in_words(request.float_type):
+        say(line)
+    if request.flip:
+        from ..data.preprocessing import with_flips_of_training
+
+        data = with_flips_of_training(data)
+        say(f"{data.name}: with the mirror image of each, {data.sizes[0]:,} training images.")
+    if request.zca is not None:
+        say(f"{data.name}: whitened, as the training images are, with regularization {request.zca:g}.")
+    return data
 
 
 def _cost_of_pools(request: Request, kernel: "NetworkKernel", choice: Choice, image_shape: Sequence[int]) -> str:
