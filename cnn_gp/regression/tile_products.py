@@ -107,12 +107,14 @@ class TileProducts:
     def _rows(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, entries from the diagonal on) of the leading [n, n], those that are kept last."""
         if self._kept is None:
-            self._kept = {}
+            kept = {}
             for start, entries in leading_rows(self.gram, self.N):
                 if start >= self._first_kept:
-                    self._kept[start] = np.ascontiguousarray(entries[:, : self.N - start])
+                    kept[start] = np.ascontiguousarray(entries[:, : self.N - start])
                 if start < n:
                     yield start, entries[: n - start, : n - start]
+            # Only now: after an error in the middle all are read again.
+            self._kept = kept
             return
         for start, entries in leading_rows(self.gram, min(n, self._first_kept)):
             yield start, entries[: n - start, : n - start]

@@ -106,6 +106,24 @@ def test_what_is_in_memory_is_not_read_again(run, rng, monkeypatch):
     np.testing.assert_array_equal(of_tiles.times(B), first)
 
 
+def test_an_error_in_the_first_product_leaves_none_of_its_rows_behind(run, K, rng, monkeypatch):
+    of_tiles = products(run)
+    B = rng.normal(size=(N, 3))
+
+    def interrupted(gram):
+        for start, entries in real(gram):
+            if start == 3 * N_MAX:
+                raise KeyboardInterrupt
+            yield start, entries
+
+    real = type(of_tiles.gram).rows
+    with monkeypatch.context() as patch:
+        patch.setattr(type(of_tiles.gram), "rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            of_tiles.times(B)
+    np.testing.assert_allclose(of_tiles.times(B), K @ B, rtol=1e-12, atol=1e-11)
+
+
 # Preconditioner ------------------------------------------------------------------------------------------------------
 
 
