@@ -1,5 +1,6 @@
 """The observation noise chosen from a grid, with one factorisation each."""
 
+import math
 from collections.abc import Callable, Iterable
 
 from ..regression.solve import Solution
@@ -19,18 +20,21 @@ def best_noise(
 
     No more than two factors are in memory at a time.
 
+    :param loss: not a number where a solution has none, which then is the best only if no other has one either.
     :param make_room: called with the best solution so far before the next is solved for.
     """
     best: Solution | None = None
+    least = math.inf
     losses: dict[float, float] = {}
     for noise in noises:
         if best is not None:
             make_room(best)
         solution = solve_at(noise)
-        found = loss(solution)
-        if best is None or found < min(losses.values()):
+        losses[noise] = loss(solution)
+        if best is None or losses[noise] < least:
             best = solution
-        losses[noise] = found
+        # In this order least stays where the loss isn't a number.
+        least = min(least, losses[noise])
         del solution
     assert best is not None
     return best, losses
