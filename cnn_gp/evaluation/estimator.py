@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import numbers
+import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -283,12 +284,10 @@ class NNGPEstimator(BaseEstimator):
 
     def _pixels_and_shape(self, X: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
         """The training images, [N, D] float32, channel first, and their shape [C, *positions]."""
-        given = self.image_shape
-        if given is None and X.ndim == 2:
-            given = getattr(self.kernel, "input_shape", None)
-        shape = None if given is None else tuple(int(n) for n in given)
-        if shape is not None and len(shape) == 2:
-            shape = (1, *shape)
+        shape = self._given_shape()
+        of_kernel = getattr(self.kernel, "input_shape", None)
+        if shape is None and X.ndim == 2 and of_kernel is not None:
+            shape = tuple(of_kernel)
         if X.ndim == 2 and shape in (None, X.shape[1:]):
             return flat_pixels(channels_first("X", as_numbers(X))), X.shape[1:]
         if X.ndim == 2 and shape is not None:
@@ -300,10 +299,23 @@ class NNGPEstimator(BaseEstimator):
             )
         return flat_pixels(X), X.shape[1:]
 
+    def _given_shape(self) -> tuple[int, ...] | None:
+        """``image_shape`` as [C, *positions]. :raises InputError: where it is no shape."""
+        if self.image_shape is None:
+            return None
+        try:
+            shape = tuple(map(operator.index, self.image_shape))
+        except TypeError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            raise InputError(
+                f"image_shape is {self.image_shape!r}; expected whole numbers of at least 1: (C, H, W), or (H, W) for "
+                "one channel."
+            )
+        return (1, *shape) if len(shape) == 2 else shape
+
     def _posterior(self, X: Any, *, variances: bool) -> tuple[np.ndarray, np.ndarray]:
-        """
-        The posterior means [N, outputs] and variances [N] at images; these are 0 where they aren't asked for.
-        """
+        """The posterior means [N, outputs] and variances [N] at images; variances are 0 where they aren't asked for."""
         solution = self._fitted()
         with as_value_errors(), silent(not self.verbose):
             X = validated(self, X, reset=False)

@@ -11,7 +11,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from cnn_gp import Dense, ExReLU, NNGPClassifier, NNGPKernel, NNGPRegressor, Sequential, build_kernel, gram, memory
+from cnn_gp import (
+    Conv,
+    Dense,
+    ExReLU,
+    NNGPClassifier,
+    NNGPKernel,
+    NNGPRegressor,
+    Sequential,
+    build_kernel,
+    gram,
+    memory,
+)
 from cnn_gp.compute.compute_kernels import Request, compute_kernels
 from cnn_gp.engines.choice import make_engine
 from cnn_gp.evaluation import classify
@@ -216,6 +227,16 @@ def test_the_kernel_that_is_asked_for(arguments, expected):
     np.testing.assert_array_equal(flat.alpha_, model.alpha_)
 
 
+def test_a_kernel_over_one_axis_takes_flat_inputs():
+    x = np.random.default_rng(0).random((9, 6)).astype(np.float32)
+    kernel = NNGPKernel(Sequential(Conv(3), ExReLU(), Dense()), [2, 3])
+    model = NNGPRegressor(kernel, noise=0.1).fit(x, x[:, 0])
+    assert model.image_shape_ == (2, 3)
+    K = kernel(x.astype(np.float64)).numpy()
+    alpha = np.linalg.solve(K + 0.1 * np.diag(K).mean() * np.eye(9), x[:, 0])
+    np.testing.assert_allclose(model.alpha_[:, 0], alpha, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kernel", [vectors_network(), NNGPKernel(vectors_network(), [4]), None])
 def test_a_fitted_one_pickles_without_tensorflow(kernel):
     x = unit_vectors(15)
@@ -256,14 +277,18 @@ def test_a_fit_that_fails_leaves_no_other_behind():
         ({"kernel": build_kernel("convnet_gp", [1, 9, 9])}, X[:10], Y[:10], r"shape \(1, 8, 8\) and the kernel's are"),
         ({"image_shape": (1, 9, 9)}, X[:10], Y[:10], r"shape \(1, 8, 8\); image_shape is \(1, 9, 9\)"),
         ({"image_shape": (1, 9, 9)}, X[:10].reshape(10, -1), Y[:10], r"shape \(64,\); expected \(1, 9, 9\)"),
+        ({"image_shape": 8}, X[:10].reshape(10, -1), Y[:10], "image_shape is 8; expected whole numbers"),
+        ({"image_shape": (1, 8.5, 8)}, X[:10].reshape(10, -1), Y[:10], r"image_shape is \(1, 8.5, 8\); expected whole"),
+        ({"image_shape": ()}, X[:10].reshape(10, -1), Y[:10], r"image_shape is \(\); expected whole"),
         ({"kernel": Sequential(ExReLU()), "pool": 2}, X[:10], Y[:10], r"the network has no Dense\(\)"),
         ({"pool": 0}, X[:10], Y[:10], "size is 0 on a map"),
         ({"noise": -1}, X[:10], Y[:10], "noise is -1; expected a number of at least 0, 'loo' or 'validation'"),
         ({"noise": None}, X[:10], Y[:10], "noise is None; expected a number"),
         ({"noise": np.nan}, X[:10], Y[:10], "noise is nan; expected a number"),
         ({"noise": "validation"}, X[:5], Y[:5], "There are 5 images; noise='validation' needs 6"),
-        ({"engine": "fast"}, X[:10], Y[:10], "The engine is 'fast'"),
-        ({"n_threads": 0}, X[:10], Y[:10], "n_threads is 0"),
+        ({"kernel": CONVNET, "engine": "fast"}, X[:10], Y[:10], "The engine is 'fast'"),
+        ({"kernel": CONVNET, "n_threads": 0}, X[:10], Y[:10], "n_threads is 0"),
+        ({"kernel": CONVNET, "n_threads": 2.5}, X[:10], Y[:10], "n_threads is 2.5; expected a whole number"),
         ({}, X[:10].astype(int), Y[:10], "X has type int64: give uint8"),
         ({}, X[:10] * 0, Y[:10], "mean diagonal over 10 images is 0"),
         ({}, X[:10] * 1e30, Y[:10], "The kernel isn't finite at images whose values are from 0 to 9.37e"),

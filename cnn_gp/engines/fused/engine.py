@@ -6,6 +6,7 @@ the reasons for its speed are in :mod:`.loops`; here is what surrounds it: which
 (:mod:`.prepared` lays them out), and threads.
 """
 
+import numbers
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -61,8 +62,8 @@ class FusedEngine:
     name = "fused"
 
     def __init__(self, program: Program, *, n_threads: int | None = None) -> None:
-        if n_threads is not None and n_threads < 1:
-            raise UserError(f"n_threads is {n_threads}; expected at least 1, or none for all cores.")
+        if n_threads is not None and not (isinstance(n_threads, numbers.Integral) and n_threads >= 1):
+            raise UserError(f"n_threads is {n_threads!r}; expected a whole number above 0, or none for all cores.")
         self._program = program
         self.n_threads = n_threads or n_cores()
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="fused")
