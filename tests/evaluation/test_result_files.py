@@ -208,9 +208,11 @@ def test_readers_beside_writers_see_whole_results_only(tmp_path):
         files.write(replace(FULL, test_error=error), {"alpha": np.full((2, 2), error)}, files.content())
 
     def write_many():
-        for number in range(1, 60):
-            write(float(number))
-        stop.set()
+        try:
+            for number in range(1, 60):
+                write(float(number))
+        finally:
+            stop.set()
 
     write(0.0)
     writer = threading.Thread(target=write_many)
