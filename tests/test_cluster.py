@@ -1,5 +1,6 @@
 """A real Dask cluster on this machine, one of whose workers is killed in the middle."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -8,15 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from cnn_gp import cluster
 from cnn_gp.cluster import Cluster
-from cnn_gp.compute.claims import Claims
-from cnn_gp.compute.scheduler import compute_run, in_order
+from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.errors import UserError
 from cnn_gp.regression.ensemble import ensemble_variances
 from cnn_gp.regression.iterative import Iterative
@@ -28,10 +27,10 @@ from cnn_gp.regression.predict import ValidationKernel, posterior_variances
 from cnn_gp.regression.solve import solve, targets
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.dask_cluster import ENVIRONMENT, local_client
-from helpers.matrices import SlowGram, in_memory, stored
+from helpers.matrices import SlowGram, bytes_of, in_memory, stored
 from helpers.small_runs import NumpyEngine, begin, complete, job_of, make_data
 from helpers.waiting import PATIENCE, wait_until
-from helpers.workers import SIZES, MeetingEngine, SlowEngine, WatchedEngine, datasets_of, watch_progress
+from helpers.workers import SIZES, MeetingEngine, SlowEngine, WatchedEngine, kept_from_ending, watch_progress
 
 pytest.importorskip("dask.array", reason="Dask isn't installed (the [cluster] extra)")
 pytest.importorskip("distributed", reason="Dask isn't installed (the [cluster] extra)")
@@ -56,7 +55,7 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     engine = functools.partial(MeetingEngine, folder=str(tmp_path / "met"), processes=2)
     job = job_of(RunDirectory(tmp_path / "cluster", "small"), engine)
     assert compute_run(job, cluster=Cluster(client, 2))
-    assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
+    assert bytes_of(tmp_path / "cluster" / "small") == bytes_of(tmp_path / "here" / "small")
     records = RunDirectory(tmp_path / "cluster", "small").parts.provenance()
     assert len({record["pid"] for record in records}) == 2
 
@@ -124,16 +123,19 @@ def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):
     complete(tmp_path / "here", make_data(**SIZES), NumpyEngine())
     run = begin(tmp_path / "cluster", make_data(**SIZES))
     victim = next(iter(client.run(os.getpid).values()))
+    before_the_kill = contextlib.ExitStack()
+    before_the_kill.enter_context(kept_from_ending(run, run.description().tiling.parts()))
 
     def kill():
-        while len(list(run.folder.glob("K*.h5"))) < 5:
-            time.sleep(0.005)
-        os.kill(victim, signal.SIGKILL)
+        with before_the_kill:
+            wait_until(lambda: len(list(run.folder.glob("K*.h5"))) >= 5)
+            os.kill(victim, signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     job = job_of(run, functools.partial(SlowEngine, seconds=0.05))
     assert compute_run(job, cluster=Cluster(client, 2))
-    assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
+    assert victim not in client.run(os.getpid).values()
+    assert bytes_of(tmp_path / "cluster" / "small") == bytes_of(tmp_path / "here" / "small")
     assert not list((run.folder / "claims").iterdir())
 
 
@@ -170,9 +172,6 @@ def test_a_killed_scheduler_ends_stage_1_in_one_line_and_the_run_is_resumed(tmp_
     complete(tmp_path / "here", make_data(**SIZES), NumpyEngine())
     run = begin(tmp_path / "cluster", make_data(**SIZES))
     scheduler, _ = start_dask("scheduler"), start_dask("worker")
-    claims, last = Claims(run.claims_folder), in_order(run.description().tiling.parts())[-1].name
-    # So that it can't end before the kill.
-    assert claims.take(last)
 
     def kill():
         wait_until(lambda: len(list(run.folder.glob("K*.h5"))) >= 5)
@@ -180,14 +179,14 @@ def test_a_killed_scheduler_ends_stage_1_in_one_line_and_the_run_is_resumed(tmp_
 
     threading.Thread(target=kill, daemon=True).start()
     with (
+        kept_from_ending(run, run.description().tiling.parts()),
         pytest.raises(UserError, match=r"connection to the Dask scheduler at tcp://127.* is lost: start it"),
         cluster.connect(address_of(tmp_path), run.folder) as at,
     ):
         compute_run(job_of(run, SlowEngine), cluster=at)
-    claims.release(last)
     assert "Traceback" not in capfd.readouterr().err
     assert compute_run(job_of(run, SlowEngine))
-    assert datasets_of(tmp_path / "cluster") == datasets_of(tmp_path / "here")
+    assert bytes_of(tmp_path / "cluster" / "small") == bytes_of(tmp_path / "here" / "small")
 
 
 @pytest.mark.parametrize("iterative", [False, True])

@@ -2,13 +2,13 @@
 
 import pytest
 
+from helpers.matrices import bytes_of
 from helpers.small_runs import complete, make_data
-from helpers.workers import SIZES, datasets_of
+from helpers.workers import SIZES
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run's matrices."""
     path = tmp_path_factory.mktemp("whole")
-    complete(path, make_data(**SIZES))
-    return datasets_of(path)
+    return bytes_of(complete(path, make_data(**SIZES)).folder)

@@ -16,10 +16,11 @@ from cnn_gp.compute.scheduler import compute_run, in_order
 from cnn_gp.compute.status import status
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import Tiling
+from helpers.matrices import bytes_of
 from helpers.paths import ROOT, TESTS
 from helpers.small_runs import NumpyEngine, begin, compute, job_of, make_data
 from helpers.waiting import PATIENCE, wait_until
-from helpers.workers import SIZES, datasets_of, kept_from_ending, start
+from helpers.workers import SIZES, kept_from_ending, start
 
 
 def kill_and_resume(path, whole, n_parts, delay=0.0):
@@ -36,7 +37,7 @@ def kill_and_resume(path, whole, n_parts, delay=0.0):
     assert n_parts <= len(finished) < 38
     compute(run)
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
-    assert datasets_of(path) == whole
+    assert bytes_of(run.folder) == whole
     assert not list(run.folder.glob(".*")) and claimed(run.claims_folder) == {}
 
 
@@ -112,7 +113,7 @@ def test_a_kill_in_a_row_of_tiles_loses_what_was_computed_since_it_was_put_aside
     assert compute_run(job_of(run, lambda device: engine, keep_every=1e9))
     n_stored = sum(math.prod(row.shape) for row in run.description().tiling.all_rows())
     assert engine.computed == n_stored - 200
-    assert datasets_of(tmp_path) == whole
+    assert bytes_of(run.folder) == whole
     assert not list(run.folder.glob("*.npz"))
     assert run.parts.provenance([first])[0]["seconds"] > seconds
 
@@ -181,7 +182,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, whole):
     assert "can't be written" in done.stdout and "what was finished is kept" in done.stdout
     assert not list(run.folder.glob("K*")) and not list(run.folder.glob(".*"))
     compute(run)
-    assert datasets_of(tmp_path) == whole
+    assert bytes_of(run.folder) == whole
 
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]

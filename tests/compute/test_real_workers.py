@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import h5py
 import pytest
 
 from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import Tiling
+from helpers.matrices import bytes_of
 from helpers.paths import ROOT
 from helpers.small_runs import job_of
 from helpers.waiting import wait_until
@@ -27,19 +26,6 @@ REAL = ["--dataset=digits", "--N_train=90", "--N_vali=20", "--N_test=20", "--n_m
 def real(path, *flags, **options):
     command = [sys.executable, str(ROOT / "scripts" / "save_kernels.py"), *REAL, f"--path={path}", *flags]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
-
-
-def real_matrices(path):
-    return {
-        (file.name, name): values
-        for file in sorted(Path(path).glob("*/K*.h5"))
-        for name, values in _arrays(file).items()
-    }
-
-
-def _arrays(file):
-    with h5py.File(file) as part:
-        return {f"{row}/{kind}": part[row][kind][()].tobytes() for row in part for kind in part[row]}
 
 
 @pytest.mark.long
@@ -59,7 +45,7 @@ def test_the_real_engine_killed_at_three_random_moments_is_byte_equal(tmp_path):
         assert finished
         assert real(path).wait() == 0
         assert {file: file.stat().st_mtime_ns for file in finished} == finished
-        assert real_matrices(path) == real_matrices(tmp_path / "whole")
+        assert bytes_of(run.folder) == bytes_of(tmp_path / "whole" / "convnet_gp")
 
 
 @pytest.mark.long
@@ -76,7 +62,7 @@ def test_two_devices_with_a_process_each_give_the_bytes_of_one(tmp_path):
     engine = functools.partial(engine_on_device, choice=Choice("tensorflow"), kernel=kernel, n_max=6)
     assert compute_run(job_of(run, engine), ["cpu", "cpu"])
     assert real(tmp_path / "one", "--engine=tensorflow", "--model=random", "--seed=15").wait() == 0
-    assert real_matrices(tmp_path / "one") == real_matrices(tmp_path / "two") != {}
+    assert bytes_of(tmp_path / "one" / "seed_15") == bytes_of(run.folder) != {}
     assert len({record["pid"] for record in run.parts.provenance()} - {os.getpid()}) == 2
 
 

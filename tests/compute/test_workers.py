@@ -16,6 +16,7 @@ from cnn_gp.compute.scheduler import compute_run, shares
 from cnn_gp.compute.worker import compute_part
 from cnn_gp.errors import UserError
 from cnn_gp.store.run_directory import RunDirectory
+from helpers.matrices import bytes_of
 from helpers.small_runs import NumpyEngine, begin, compute, job_of, make_data
 from helpers.waiting import PATIENCE, wait_until
 from helpers.workers import (
@@ -26,7 +27,6 @@ from helpers.workers import (
     NaNEngine,
     SlowEngine,
     WatchedEngine,
-    datasets_of,
     kept_from_ending,
     start,
     watch_progress,
@@ -38,7 +38,7 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path, whole, workers):
     begin(tmp_path, make_data(**SIZES))
     job = job_of(RunDirectory(tmp_path, "small"), SlowEngine)
     assert compute_run(job, ["cpu"] * workers)
-    assert datasets_of(tmp_path) == whole
+    assert bytes_of(tmp_path / "small") == whole
     run = RunDirectory(tmp_path, "small")
     assert run.view_path.exists()
     assert len({record["pid"] for record in run.parts.provenance()}) == workers
@@ -69,7 +69,7 @@ def test_a_worker_that_dies_is_reported_and_its_part_is_done_again(tmp_path, who
     said = []
     assert compute_run(job_of(RunDirectory(tmp_path, "small"), engine), ["cpu", "cpu"], say=said.append)
     assert len(said) == 1 and "died; its part K" in said[0] and "started again" in said[0]
-    assert datasets_of(tmp_path) == whole
+    assert bytes_of(tmp_path / "small") == whole
 
 
 def test_workers_that_die_while_they_have_no_part_are_started_again(tmp_path, whole):
@@ -88,7 +88,7 @@ def test_workers_that_die_while_they_have_no_part_are_started_again(tmp_path, wh
             wait_until(lambda: len(said) == 2 or complete.done())
         assert complete.result()
     assert all("died" in line and "started again" in line for line in said)
-    assert datasets_of(tmp_path) == whole
+    assert bytes_of(tmp_path / "small") == whole
 
 
 def test_workers_end_and_other_processes_of_the_program_go_on(tmp_path):
@@ -128,7 +128,7 @@ def test_programs_in_one_directory_share_the_work_and_all_finish(tmp_path, whole
     for process in processes:
         process.join(PATIENCE)
         assert process.exitcode == 0
-    assert datasets_of(tmp_path) == whole
+    assert bytes_of(tmp_path / "small") == whole
     run = RunDirectory(tmp_path, "small")
     records = run.parts.provenance()
     assert {record["pid"] for record in records} == {process.pid for process in processes}
@@ -141,7 +141,7 @@ def test_shards_of_a_job_array(tmp_path, whole):
     for process in processes:
         process.join(PATIENCE)
         assert process.exitcode == 0
-    assert datasets_of(tmp_path) == whole
+    assert bytes_of(tmp_path / "small") == whole
     assert (tmp_path / "small.h5").exists()
 
 

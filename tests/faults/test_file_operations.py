@@ -17,7 +17,7 @@ from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.errors import UserError
 from helpers.forked import run_forked
 from helpers.killing import FAILED, KILLED, Fault, kill_before
-from helpers.small_matrices import matrices
+from helpers.matrices import bytes_of
 from helpers.small_runs import NumpyEngine, begin, job_of, make_data
 from helpers.waiting import within
 
@@ -92,7 +92,7 @@ def test_killed_before_each_operation_and_started_again(whole, tmp_path, state):
         if disturbed.status == KILLED:
             ended = save(workdir, *flags)
             assert ended.status == 0, (number, ended.stderr)
-        assert matrices(workdir / "small") == matrices(whole / "small"), number
+        assert bytes_of(workdir / "small") == bytes_of(whole / "small"), number
         assert what_is_there(workdir) == what_is_there(whole), number
         assert is_tidy(workdir), (number, sorted(workdir.rglob("*")))
         shutil.rmtree(workdir)

@@ -19,7 +19,7 @@ import pytest
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.forked import run_forked
 from helpers.killing import kill_after_states
-from helpers.small_matrices import matrices
+from helpers.matrices import bytes_of
 
 CASES = int(os.environ.get("CNN_GP_CASES", "300"))
 SHARDS = 20
@@ -146,7 +146,7 @@ def save(workdir, whole):
     # Without --verify the content of a part that is done is read, and found damaged, by stage 2 only.
     ended = run_forked("save_kernels", "--verify", *STAGE_1, f"--path={workdir}")
     if ended.status == 0:
-        assert matrices(workdir / "convnet_gp") == matrices(whole / "convnet_gp")
+        assert bytes_of(workdir / "convnet_gp") == bytes_of(whole / "convnet_gp")
     return ended
 
 
@@ -157,7 +157,7 @@ def status(workdir, whole):
 def verify(workdir, whole):
     ended = run_forked("save_kernels", "--status", "--verify", f"--path={workdir}", MODEL)
     if ended.status == 0 and "6 of 6 parts done" in ended.stdout:
-        assert matrices(workdir / "convnet_gp") == matrices(whole / "convnet_gp")
+        assert bytes_of(workdir / "convnet_gp") == bytes_of(whole / "convnet_gp")
     return ended
 
 

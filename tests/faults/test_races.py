@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from helpers.forked import run_forked
-from helpers.small_matrices import matrices
+from helpers.matrices import bytes_of
 
 TRIES = int(os.environ.get("CNN_GP_TRIES", "20"))
 STAGE_1 = ["--dataset=digits", "--N_train=60", "--N_vali=20", "--N_test=30", "--n_max=20", "--model=convnet_gp"]
@@ -32,7 +32,7 @@ def alone(tmp_path_factory):
     for kernel in KERNELS:
         workdir = tmp_path_factory.mktemp("alone")
         assert save(workdir, kernel).status == 0
-        found[kernel] = matrices(workdir / "x")
+        found[kernel] = bytes_of(workdir / "x")
     return found
 
 
@@ -47,6 +47,6 @@ def test_different_kernels_begun_at_once_in_one_place_are_never_mixed(alone, tmp
             ended = dict(zip(kernels, threads.map(functools.partial(save, workdir), kernels, delays), strict=True))
             winners = [kernel for kernel, end in ended.items() if end.status == 0]
             assert len(winners) == 1, ended
-            assert matrices(workdir / "x") == alone[winners[0]], number
+            assert bytes_of(workdir / "x") == alone[winners[0]], number
             for kernel in set(kernels) - set(winners):
                 assert ended[kernel].is_one_line and "holds another run" in ended[kernel].stderr, ended[kernel]

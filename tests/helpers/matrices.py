@@ -1,10 +1,11 @@
-"""A run's three matrices, as the regression takes them: read from its parts, and as arrays in memory."""
+"""A run's three matrices: as the regression takes them, from parts or in memory, and byte by byte to be compared."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from cnn_gp.regression.gram_matrix import ArrayGram, ArrayKernel, GramMatrix, KernelMatrix
@@ -33,6 +34,17 @@ def in_memory(run: RunDirectory, n_max: int) -> Matrices:
         for name in ("Kxvx", "Kxtx")
     )
     return ArrayGram(K, n_max), Kxvx, Kxtx
+
+
+def bytes_of(folder: Path) -> dict[tuple[str, str], bytes]:
+    """Every byte of the matrices in a run's folder, by part and dataset."""
+    found = {}
+    for part in sorted(folder.glob("K*.h5")):
+        with h5py.File(part) as file:
+            for row, group in file.items():
+                for name, values in group.items():
+                    found[part.name, f"{row}/{name}"] = values[()].tobytes()
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
@@ -112,19 +111,6 @@ def start(*arguments: Any, **options: Any) -> SpawnProcess:
     process = multiprocessing.get_context("spawn").Process(target=work, args=arguments, kwargs=options)
     process.start()
     return process
-
-
-def datasets_of(path: Path) -> dict[tuple[str, str], bytes]:
-    """Every byte of the matrices, by part and dataset."""
-    found: dict[tuple[str, str], bytes] = {}
-    for part in sorted(Path(path, "small").glob("K*.h5")):
-        with h5py.File(part) as file:
-            file.visititems(
-                lambda name, item, part=part: (
-                    found.update({(part.name, name): item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
-                )
-            )
-    return found
 
 
 class NaNEngine(NumpyEngine):

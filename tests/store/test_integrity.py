@@ -17,13 +17,8 @@ from cnn_gp.errors import UserError
 from cnn_gp.store import atomic
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.sealed import read_sealed, seal
-from helpers.small_matrices import matrices
+from helpers.matrices import bytes_of
 from helpers.small_runs import NumpyEngine, begin, complete, compute, job_of, make_data, make_description
-
-
-def bytes_in(run):
-    return matrices(run.folder)
-
 
 # Two runs in one place ------------------------------------------------------------------------------------------------
 
@@ -78,12 +73,12 @@ def test_a_worker_of_a_run_that_was_begun_anew_writes_nothing(tmp_path):
         forgotten.compute("Kxx_0000")
     for changes in ({}, {"model": "resnet_gp"}):
         successor = complete(tmp_path, data, **changes)
-        expected = bytes_in(successor)
+        expected = bytes_of(successor.folder)
         (successor.folder / "Kxx_0000.h5").unlink()
         with pytest.raises(UserError, match="was deleted or begun anew while"):
             forgotten.compute("Kxx_0000")
         compute(successor)
-        assert bytes_in(successor) == expected
+        assert bytes_of(successor.folder) == expected
         shutil.rmtree(run.folder)
 
 
@@ -366,7 +361,7 @@ def as_version_0_1(run):
 def test_a_run_of_version_0_1_is_sealed_and_nothing_is_computed_again(tmp_path):
     data = make_data()
     run = complete(tmp_path, data)
-    expected, provenance = bytes_in(run), run.parts.provenance()
+    expected, provenance = bytes_of(run.folder), run.parts.provenance()
     as_version_0_1(run)
     with pytest.raises(UserError, match=r"was written by cnn_gp 0.1, .*: start save_kernels.py once"):
         RunDirectory(tmp_path, "small").description()
@@ -379,7 +374,7 @@ def test_a_run_of_version_0_1_is_sealed_and_nothing_is_computed_again(tmp_path):
     assert not (run.folder / "run.h5").exists()
     compute(run, engine)
     assert engine.calls == 1
-    assert bytes_in(run) == expected and run.parts.missing(verify=True) == ([], {})
+    assert bytes_of(run.folder) == expected and run.parts.missing(verify=True) == ([], {})
     assert [p for p in run.parts.provenance() if p] != [] and len(run.parts.provenance()) == len(provenance)
     run.check_data()
 
