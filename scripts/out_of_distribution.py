@@ -22,7 +22,16 @@ from cnn_gp.data import datasets
 from cnn_gp.data.corruptions import KINDS, corrupted
 from cnn_gp.data.images import range_warning
 from cnn_gp.errors import UserError
-from cnn_gp.evaluation.out_of_distribution import OTHER, TEST, Asked, Files, Images, OutOfDistribution, detected, table
+from cnn_gp.evaluation.out_of_distribution import (
+    OTHER,
+    TEST,
+    Files,
+    Images,
+    OutOfDistribution,
+    Posteriors,
+    detections,
+    table,
+)
 from cnn_gp.evaluation.result_files import ResultFiles
 from cnn_gp.evaluation.tables import to_text
 from cnn_gp.progress import duration
@@ -71,8 +80,8 @@ def main() -> None:
         remove_leftovers(place)
     # What is asked for twice is one set.
     sets = list({(images.kind, images.name): images for images in _sets(run, description, against, N)}.values())
-    asked = Asked(run, result, files, lambda: _engine(description), functools.partial(print, flush=True))
-    n_missing = asked.missing(sets)
+    posteriors = Posteriors(run, result, files, lambda: _engine(description), functools.partial(print, flush=True))
+    n_missing = posteriors.missing(sets)
     if n_missing:
         run.check_complete()
         run.check_data()
@@ -90,7 +99,7 @@ def main() -> None:
         result.N_train,
         result.noise,
         result.jitter,
-        detected(asked, sets),
+        detections(posteriors, sets),
         cli.command(),
         software(),
     )

@@ -1,8 +1,9 @@
 """
 When not to trust a prediction: what a run's entropy and posterior variance say of images unlike the training images.
 
-Each set of images is compared with the run's test images: other images ought to have larger ones. AUROC is the chance
-that of one image of each kind the other one has (Hendrycks & Gimpel 2017, arXiv:1610.02136): 0.5 is no idea, 1 perfect.
+Each set of images is compared with the run's test images, whose entropies and variances ought to be smaller. AUROC is
+the chance that, of a test image and one of the set, the latter has the larger one (Hendrycks & Gimpel 2017,
+arXiv:1610.02136): 0.5 is as good as guessing, 1 perfect.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ class _Posterior(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A set of images that a run is asked about."""
+    """A set of images that are compared with a run's test images."""
 
     name: str
     """Unique among those of its kind."""
@@ -70,7 +71,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectionPoint:
     """The shares that are right in % of the images that are kept, where some in % are rejected by a score."""
 
     rejected: int
@@ -79,7 +80,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Detected:
+class Detection:
     """What is found on a set of images; errors in %, entropies in nats."""
 
     name: str
@@ -88,7 +89,7 @@ class Detected:
     mean_entropy: float
     mean_variance: float
     """Posterior, at the run's output scale."""
-    rejection: tuple[Rejected, ...]
+    rejection: tuple[RejectionPoint, ...]
     """Of the images of this set; where they are of none of the classes, of the test images and these together."""
     strength: float | None = None
     auroc_entropy: float | None = None
@@ -117,13 +118,13 @@ class OutOfDistribution:
     N_train: int
     noise: float
     jitter: float
-    sets: tuple[Detected, ...]
+    sets: tuple[Detection, ...]
     """The test images first."""
     command: str
     versions: dict[str, str]
 
     def is_of(self, result: Result) -> bool:
-        """Whether a result's solution is the one that was asked."""
+        """Whether it was found with a result's solution."""
         return all(getattr(self, key) == getattr(result, key) for key in ("fingerprint", "N_train", "noise", "jitter"))
 
     def to_json(self) -> str:
@@ -182,9 +183,9 @@ class Predictions(NamedTuple):
     relative_variances: np.ndarray
 
 
-class Asked:
+class Posteriors:
     """
-    A run that is asked about images. The posterior at each set is kept in a file; what is there isn't computed again.
+    A run's posteriors at sets of images, each kept in a file: what is there isn't computed again.
 
     :param result: whose noise and jitter are taken, and its training images.
     :param engine: makes the engine that computes the kernel, when it is first needed.
@@ -273,14 +274,14 @@ class Asked:
         return digest.hexdigest()
 
 
-def detected(asked: Asked, sets: Sequence[Images]) -> tuple[Detected, ...]:
+def detections(posteriors: Posteriors, sets: Sequence[Images]) -> tuple[Detection, ...]:
     """
     What is found on each set.
 
     :param sets: the test images first.
     """
-    of_test = asked.predictions(sets[0])
-    return tuple(_detected(images, asked.predictions(images), sets[0], of_test) for images in sets)
+    of_test = posteriors.predictions(sets[0])
+    return tuple(_detection(images, posteriors.predictions(images), sets[0], of_test) for images in sets)
 
 
 def table(runs: Mapping[str, OutOfDistribution]) -> Table:
@@ -303,7 +304,7 @@ def table(runs: Mapping[str, OutOfDistribution]) -> Table:
     return Table(header, rows, "llrrrrrrr")
 
 
-def _detected(images: Images, found: Predictions, test: Images, of_test: Predictions) -> Detected:
+def _detection(images: Images, found: Predictions, test: Images, of_test: Predictions) -> Detection:
     log_p, variances, _ = found
     assert test.labels is not None
     values: dict[str, float] = {}
@@ -325,7 +326,7 @@ def _detected(images: Images, found: Predictions, test: Images, of_test: Predict
         wrong = np.r_[of_test.log_p.argmax(axis=1) != test.labels, np.ones(len(log_p), bool)]
         log_p_together = np.concatenate([of_test.log_p, log_p])
         rejected = _rejection(entropy(log_p_together), np.concatenate([of_test.variances, variances]), wrong)
-    return Detected(
+    return Detection(
         images.name,
         images.kind,
         len(images.X),
@@ -337,7 +338,7 @@ def _detected(images: Images, found: Predictions, test: Images, of_test: Predict
     )
 
 
-def _rejection(entropies: np.ndarray, variances: np.ndarray, wrong: np.ndarray) -> tuple[Rejected, ...]:
+def _rejection(entropies: np.ndarray, variances: np.ndarray, wrong: np.ndarray) -> tuple[RejectionPoint, ...]:
     accuracies = [100 - rejection(-score, wrong)[1] for score in (entropies, variances)]
     places = {share: share * len(wrong) // 100 for share in REJECTED}
-    return tuple(Rejected(share, *(float(a[place]) for a in accuracies)) for share, place in places.items())
+    return tuple(RejectionPoint(share, *(float(a[place]) for a in accuracies)) for share, place in places.items())

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..data.corruptions import KINDS
-from ..evaluation.out_of_distribution import OTHER, TEST, Detected, OutOfDistribution
+from ..evaluation.out_of_distribution import OTHER, TEST, Detection, OutOfDistribution
 from .figures import Figure, label, shade
 
 _UNITS = {
@@ -31,7 +31,7 @@ def aurocs(runs: Mapping[str, OutOfDistribution]) -> Figure:
     for column, kind in zip(grid.T, kinds, strict=True):
         for score, axes in zip(rows, column, strict=True):
             for index, (name, run) in enumerate(runs.items()):
-                # Unchanged images are the test images; what is asked of them beside themselves is no question.
+                # Unchanged images are the test images, which have an error and no AUROC.
                 shown = [s for s in run.sets if s.kind == kind or (s.kind == TEST and kind != OTHER)]
                 aside = 0.4 * (index + 0.5) / len(runs) - 0.2
                 points = sorted(
@@ -91,7 +91,7 @@ def accuracies(found: OutOfDistribution) -> Figure:
     return figure
 
 
-def _kinds(sets: Iterable[Detected]) -> list[str]:
+def _kinds(sets: Iterable[Detection]) -> list[str]:
     there = {found.kind for found in sets}
     return [kind for kind in (*KINDS, OTHER) if kind in there]
 

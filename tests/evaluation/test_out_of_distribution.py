@@ -10,7 +10,7 @@ from cnn_gp.errors import UserError
 from cnn_gp.evaluation import out_of_distribution as ood
 from cnn_gp.evaluation.classify import Request, classify
 from cnn_gp.evaluation.metrics import entropy, log_probabilities
-from cnn_gp.evaluation.out_of_distribution import OTHER, TEST, Asked, Files, Images, OutOfDistribution, detected
+from cnn_gp.evaluation.out_of_distribution import OTHER, TEST, Files, Images, OutOfDistribution, Posteriors, detections
 from cnn_gp.evaluation.result_files import ResultFiles
 from helpers.small_runs import NumpyEngine, complete, make_data
 
@@ -40,9 +40,9 @@ def sets(run):
     ]
 
 
-def asked(run, result, tmp_path, engine=None, said=None):
+def posteriors(run, result, tmp_path, engine=None, said=None):
     files = Files(tmp_path / "results", run.name)
-    return Asked(run, result, files, lambda: engine or NumpyEngine(), (said if said is not None else []).append)
+    return Posteriors(run, result, files, lambda: engine or NumpyEngine(), (said if said is not None else []).append)
 
 
 def expected(run, result, X):
@@ -69,7 +69,7 @@ def accuracy(score, right, rejected):
 
 
 def test_the_numbers_are_the_formulas(run, result, sets, tmp_path):
-    found = detected(asked(run, result, tmp_path), sets)
+    found = detections(posteriors(run, result, tmp_path), sets)
     log_p_test, *of_test = expected(run, result, sets[0].X)
     right_test = log_p_test.argmax(1) == sets[0].labels
     for images, one in zip(sets, found, strict=True):
@@ -103,7 +103,7 @@ def test_the_numbers_are_the_formulas(run, result, sets, tmp_path):
 
 
 def test_the_files_are_read_back(run, result, sets, tmp_path):
-    found = detected(asked(run, result, tmp_path), sets)
+    found = detections(posteriors(run, result, tmp_path), sets)
     whole = OutOfDistribution("made", result.fingerprint, N, result.noise, result.jitter, found, "none", {"numpy": "1"})
     files = Files(tmp_path / "results", "small")
     assert files.read() is None
@@ -135,27 +135,27 @@ class Stopping(NumpyEngine):
 
 
 def test_what_was_stopped_goes_on_where_it_was(run, result, sets, tmp_path, monkeypatch):
-    whole = detected(asked(run, result, tmp_path / "whole"), sets)
+    whole = detections(posteriors(run, result, tmp_path / "whole"), sets)
     monkeypatch.setattr(ood, "AT_A_TIME", 3)
-    assert asked(run, result, tmp_path).missing(sets) == N * (7 + 8)
+    assert posteriors(run, result, tmp_path).missing(sets) == N * (7 + 8)
     with pytest.raises(Stop):
-        detected(asked(run, result, tmp_path, Stopping()), sets)
+        detections(posteriors(run, result, tmp_path, Stopping()), sets)
     # Six of the seven shifted images are done.
-    assert asked(run, result, tmp_path).missing(sets) == N * (1 + 8)
+    assert posteriors(run, result, tmp_path).missing(sets) == N * (1 + 8)
     engine, said = NumpyEngine(), []
-    again = asked(run, result, tmp_path, engine, said)
-    found = detected(again, sets)
+    again = posteriors(run, result, tmp_path, engine, said)
+    found = detections(again, sets)
     assert engine.calls == 1 + 3 and "shift_1: 6 of 7 images are done." in said
     for one, before in zip(found, whole, strict=True):
         assert one.aurocs == pytest.approx(before.aurocs) and one.rejection == before.rejection
     # All is there: nothing is factorised.
     engine, said = NumpyEngine(), []
-    assert detected(asked(run, result, tmp_path, engine, said), sets) == found and not said and not engine.calls
+    assert detections(posteriors(run, result, tmp_path, engine, said), sets) == found and not said and not engine.calls
     # Of other images or another solution it isn't.
     sets[2] = replace(sets[2], X=sets[2].X + 0.1)
-    assert asked(run, result, tmp_path).missing(sets) == N * 8
+    assert posteriors(run, result, tmp_path).missing(sets) == N * 8
     other = replace(result, noise=0.5)
-    assert asked(run, other, tmp_path).missing(sets) == N * (7 + 8)
+    assert posteriors(run, other, tmp_path).missing(sets) == N * (7 + 8)
     # Nor does it take their place.
-    detected(asked(run, other, tmp_path), sets)
-    assert asked(run, result, tmp_path).missing(sets[:2]) == asked(run, other, tmp_path).missing(sets) == 0
+    detections(posteriors(run, other, tmp_path), sets)
+    assert posteriors(run, result, tmp_path).missing(sets[:2]) == posteriors(run, other, tmp_path).missing(sets) == 0
