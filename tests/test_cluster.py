@@ -68,8 +68,7 @@ def test_what_is_computed_of_a_part_is_shown_before_it_is_finished(tmp_path, cli
     assert told[0] in (1, 2) and sum(told) == 23 * 24 // 2 + (9 + 7) * 23
 
 
-@pytest.mark.parametrize("N", [23, 13])
-@pytest.mark.parametrize("from_arrays", [False, True])
+@pytest.mark.parametrize(("N", "from_arrays"), [(23, False), (13, True)])
 def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, from_arrays):
     data = make_data()
     run = complete(tmp_path, data, n_max=3)

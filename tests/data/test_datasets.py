@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from cnn_gp.data import readers as readers
+from cnn_gp.data import readers
 from cnn_gp.data.datasets import load
 from cnn_gp.errors import UserError
 from helpers.idx import idx

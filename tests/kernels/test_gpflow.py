@@ -66,8 +66,7 @@ def test_the_matrix_is_exactly_symmetric_with_the_diagonal_of_its_own(kind, laye
     assert np.max(np.abs(K - kernel(X.astype(np.float64))) / scale) < 2e-6
 
 
-@pytest.mark.parametrize("kind", [NNGPKernel, NTKKernel])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("kind", "compiled"), [(NNGPKernel, False), (NTKKernel, True)])
 def test_compiled_it_is_the_same_and_reads_its_parameters(kind, compiled, rng):
     kernel, X = Scaled(kind(network(GELU(), AvgPool(2)), [1, 4, 4]), 0.5), tf.constant(rng.normal(size=(3, 16)))
     function = tf.function(kernel.K, jit_compile=compiled, autograph=False)

@@ -74,10 +74,11 @@ NETWORKS["circular padding"] = network(ExReLU(), "CIRCULAR")
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_kernels(values, name, kind):
-    kernel, X, X2 = CLASSES[kind](NETWORKS[name], SHAPE), flat(values["X"]), flat(values["X2"])
+    """Of three of the images: the quadrature takes its time."""
+    kernel, X, X2 = CLASSES[kind](NETWORKS[name], SHAPE), flat(values["X"][:3]), flat(values["X2"])
     rtol = TOLERANCES.get(name, 1e-9)
-    np.testing.assert_allclose(kernel(X, X2), values[f"{name}/{kind}"], rtol=rtol)
-    own, expected = kernel(X).numpy(), values[f"{name}/{kind}/own"]
+    np.testing.assert_allclose(kernel(X, X2), values[f"{name}/{kind}"][:3], rtol=rtol)
+    own, expected = kernel(X).numpy(), values[f"{name}/{kind}/own"][:3, :3]
     if name in WITHOUT_DIAGONAL:
         assert np.isnan(np.diag(expected)).all()
         np.fill_diagonal(own, 0)

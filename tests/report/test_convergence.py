@@ -150,17 +150,17 @@ def test_a_study_is_gone_on_with_and_returns_what_it_writes(tmp_path):
 
 
 def test_the_script(tmp_path):
-    flags = [f"--path={tmp_path}", "--models=resnet_gp", "--widths=3,5", "--draws=30", "--wide_draws=10"]
+    flags = [f"--path={tmp_path}", "--models=convnet_gp", "--widths=3,5", "--draws=30", "--wide_draws=10"]
     process = script("plot_convergence", *flags, "--n_images=5")
     assert process.status == 0, process.stderr
-    assert "resnet_gp, width 5: second moments off by" in process.stdout
+    assert "convnet_gp, width 5: second moments off by" in process.stdout
     ends = (".png", ".svg", ".csv", ".json", "_width_3.npz", "_width_5.npz")
-    assert {path.name for path in tmp_path.iterdir()} == {f"resnet_gp{end}" for end in ends}
-    with open(tmp_path / "resnet_gp.csv") as file:
+    assert {path.name for path in tmp_path.iterdir()} == {f"convnet_gp{end}" for end in ends}
+    with open(tmp_path / "convnet_gp.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["width"] for row in rows] == ["3", "5"]
     assert all(row["networks"] == row["networks_at_all_images"] == "30" for row in rows)
-    record = json.loads((tmp_path / "resnet_gp.json").read_text())
+    record = json.loads((tmp_path / "convnet_gp.json").read_text())
     assert [f"{of_width['variance']:.6g}" for of_width in record["widths"]] == [row["variance"] for row in rows]
     assert record["command"].startswith("python scripts/plot_convergence.py") and "--widths=3,5" in record["command"]
     assert record["versions"]["processor"] and record["dataset"] == "digits"

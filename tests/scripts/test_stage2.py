@@ -224,10 +224,10 @@ def write_fashion_mnist(folder):
 
 
 def write_cifar10(folder):
+    images, labels = made_images(10_000, (3, 32, 32), 0)
+    records = np.concatenate([labels[:, None], images.reshape(10_000, -1)], 1).tobytes()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        images, labels = made_images(10_000, (3, 32, 32), 0)
-        records = np.concatenate([labels[:, None], images.reshape(10_000, -1)], 1)
-        (folder / f"{name}.bin").write_bytes(records.tobytes())
+        (folder / f"{name}.bin").write_bytes(records)
 
 
 @pytest.mark.parametrize(("dataset", "write"), [("fashion_mnist", write_fashion_mnist), ("cifar10", write_cifar10)])
