@@ -216,7 +216,12 @@ def _of_iterative(solution: Solution) -> dict[str, Any]:
 
 
 def _seconds(solution: Solution, n_right_sides: int, n_factor_operations: float) -> str:
-    """About how long further right sides take, or with a factor so many operations."""
+    """
+    About how long it takes, as text, judged by the solve.
+
+    :param n_right_sides: that conjugate gradients solve for.
+    :param n_factor_operations: that a factor takes in their place.
+    """
     N, n_columns = solution.alpha.shape
     if isinstance(solution.factor, IterativeFactor):
         return duration(n_right_sides / n_columns * solution.times["solve"])
@@ -277,7 +282,7 @@ def _with_extras(
                 nngp_fingerprint=request.nngp.description().fingerprint,
             )
     if request.leave_one_out:
-        # That of the noise which it chose is known.
+        # Where leave-one-out chose the noise, its scores are known.
         (known,) = (tried.leave_one_out for tried in result.noise_search if tried.noise == result.noise)
         result = replace(result, leave_one_out=known or _left_out_scores(solution, Y, say))
     if request.spectrum:
@@ -334,7 +339,7 @@ def _best(
 
     def make_room(best: Solution) -> None:
         if not has_memory(Kxx, len(Y)):
-            # For two factors, that is.
+            # Beside the best factor there is none for another.
             best.factor.make_room(run.folder)
 
     def loss(solution: Solution) -> float:

@@ -25,7 +25,7 @@ def errors_as_text(results: Sequence[Result]) -> str:
 
 def errors_table(results: Sequence[Result]) -> Table:
     """A line per run, for a page; the paper's columns only where they have entries."""
-    with_paper = of_the_papers(results) is not None
+    with_paper = papers_footnote(results) is not None
     header = ["run", "data", "training images", "validation error, %", "test error, %"]
     header += [*(["paper: validation", "test"] if with_paper else []), "jitter", "residual"]
     rows = []
@@ -35,8 +35,8 @@ def errors_table(results: Sequence[Result]) -> Table:
     return Table(header, rows, "ll" + "r" * (len(header) - 2))
 
 
-def of_the_papers(results: Sequence[Result]) -> str | None:
-    """What is to be said of the paper's errors in :func:`errors_table`; None where there are none."""
+def papers_footnote(results: Sequence[Result]) -> str | None:
+    """The sentence below :func:`errors_table` where it has the paper's errors; None where it has none."""
     return "The paper's errors are for 50,000 training images." if any(map(_paper, results)) else None
 
 

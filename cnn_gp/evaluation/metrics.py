@@ -106,13 +106,13 @@ def brier_score(log_p: np.ndarray, labels: np.ndarray) -> float:
 
 
 def entropy(log_p: np.ndarray) -> np.ndarray:
-    """The entropies [N] of class probabilities, in nats: 0 is certainty, log C no idea."""
+    """The entropies [N] of class probabilities, in nats: from 0, certainty, to log C, all classes alike."""
     return entr(np.exp(log_p)).sum(axis=1)
 
 
 def rejection(confidence: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Error against rejection: where the least confident images are left to someone else.
+    The error among the images that are kept where the least confident ones are rejected.
 
     :param confidence: [N], any number that is larger for images that are to be kept longer.
     :param wrong: [N], whether an image's class is wrong.
@@ -144,7 +144,7 @@ def scores(log_p: np.ndarray, labels: np.ndarray) -> Scores:
 
 def confidently_wrong(means: np.ndarray, labels: np.ndarray, log_p: np.ndarray | None) -> np.ndarray:
     """
-    The numbers of the images that were taken for another class, the most confidently wrong first.
+    The indices of the images that were taken for another class, the most confidently wrong first.
 
     :param means: [N, n_classes], the posterior means; the largest decides.
     :param labels: [N], the true classes.

@@ -42,7 +42,7 @@ class Kept(Protocol):
 
 @dataclass(frozen=True)
 class Converged:
-    """What was found."""
+    """The solution that :func:`conjugate_gradients` ended with, converged or stagnant."""
 
     X: np.ndarray
     """[N, m]"""
@@ -86,6 +86,7 @@ def conjugate_gradients(
     :param B: [N, m], float64.
     :param kept: the state goes there every few minutes and where the program is stopped, and is taken up from there,
         to the same bits where the preconditioner is the same to the bit.
+    :param max_iterations: after which it ends, stagnant.
     :raises NotPositiveDefinite: where A isn't.
     """
     norm = float(np.linalg.norm(B)) or 1.0

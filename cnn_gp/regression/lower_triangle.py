@@ -76,7 +76,7 @@ class LowerTriangle:
                     self.blocks[i][j][top - start :, a - left : b - left] = piece
 
     def add_to_diagonal(self, value: float) -> None:
-        """In place."""
+        """Add a number to each entry on the diagonal, in place."""
         for row in self.blocks:
             index = np.arange(len(row[-1]))
             row[-1][index, index] += value

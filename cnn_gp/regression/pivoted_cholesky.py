@@ -140,12 +140,12 @@ class Preconditioner:
 
     @property
     def log_determinant(self) -> float:
-        """Of M."""
+        """The logarithm of the determinant of M."""
         return float(np.log(self._eigenvalues + self.mu).sum()) + (self.N - self.rank) * math.log(self.mu)
 
     @property
     def largest(self) -> float:
-        """Eigenvalue of M."""
+        """The largest eigenvalue of M."""
         return self.mu + float(self._eigenvalues.max(initial=0.0))
 
     @property

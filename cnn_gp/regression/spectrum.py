@@ -27,7 +27,8 @@ def check_memory(N: int) -> None:
 
 def eigenvalues(gram: GramMatrix, N: int) -> np.ndarray:
     """
-    Of the leading [N, N] of a Gram matrix, float64, from the smallest to the largest; nothing is added to the diagonal.
+    All eigenvalues [N] of the leading [N, N] of a Gram matrix, float64, the smallest first; nothing is added to the
+    diagonal.
 
     :raises UserError: where the memory isn't available.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..evaluation import search_table
-from ..evaluation.errors_table import errors_table, of_the_papers, percent
+from ..evaluation.errors_table import errors_table, papers_footnote, percent
 from ..evaluation.metrics import confidently_wrong
 from ..evaluation.out_of_distribution import Files, table
 from ..evaluation.result_files import ResultFiles
@@ -36,7 +36,7 @@ _BEST = 3
 #: How a noise was chosen, by a result's noise_by.
 _CHOSEN = {"validation": "on the validation images", "loo": "by leave-one-out"}
 
-_OF_AUROC = (
+_AUROC_EXPLAINED = (
     "AUROC: the chance that of two images, one of the test images and one of these, this one has the larger entropy or "
     "posterior variance; 0.5 is no idea. Where images are of none of the classes, accuracy counts them as wrong, among "
     "as many test images."
@@ -95,8 +95,8 @@ def write_report(workdir: Path, folder: Path, results: list[Result]) -> list[Pat
     for place in (folder, folder / "figures"):
         remove_leftovers(place)
     report = _Report(workdir, folder, results)
-    said = of_the_papers(results)
-    blocks: list[Block] = [errors_table(results), *([] if said is None else [Paragraph(said)])]
+    footnote = papers_footnote(results)
+    blocks: list[Block] = [errors_table(results), *([] if footnote is None else [Paragraph(footnote)])]
     for section in _SECTIONS:
         blocks += section(report)
     pages = {
@@ -215,7 +215,7 @@ def _out_of_distribution(report: _Report) -> list[Block]:
     if runs:
         blocks += [
             table(runs),
-            Paragraph(_OF_AUROC),
+            Paragraph(_AUROC_EXPLAINED),
             report.figure("out_of_distribution", detection_figures.aurocs(runs), "How well they are told apart"),
         ]
     for run, found in runs.items():
@@ -240,8 +240,9 @@ def _spectra(report: _Report) -> list[Block]:
 
 
 def _runs(report: _Report) -> list[Block]:
-    blocks = [block for r in report.drawn for block in _run(report, r)]
-    missing = [r.run for r in report.shown if r not in report.drawn]
+    drawn = report.drawn
+    blocks = [block for r in drawn for block in _run(report, r)]
+    missing = [r.run for r in report.shown if r not in drawn]
     if missing:
         blocks.append(
             Paragraph(f"Without figures of their own, for their `_predictions.npz` isn't here: {', '.join(missing)}.")

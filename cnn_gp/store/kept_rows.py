@@ -49,7 +49,12 @@ class KeptRows:
         self._run.write(self._path(part, row), npz_bytes(arrays), about)
 
     def get(self, part: Part, row: TileRow, engine: str) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """What :meth:`keep` put aside for an engine; None where there is nothing, or nothing whole."""
+        """
+        What :meth:`keep` put aside for an engine; None where there is nothing, or nothing whole.
+
+        :return: the entries, and the diagonal, None where the row isn't finished.
+        :raises UserError: where the disk can't read it.
+        """
         try:
             content, found = self._run.read(self._path(part, row))
         except (FileNotFoundError, Damaged):

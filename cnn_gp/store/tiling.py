@@ -52,6 +52,7 @@ class Part:
 
     @property
     def entries(self) -> int:
+        """Kernel entries to compute, of all its rows."""
         return sum(row.entries for row in self.rows)
 
 

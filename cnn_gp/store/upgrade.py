@@ -51,14 +51,12 @@ def check_same(folder: Path, description: Description) -> None:
         )
 
 
-def seal_parts(folder: Path, description: Description) -> int:
+def seal_parts(folder: Path, description: Description) -> None:
     """
     Seal the parts that aren't yet, once HDF5's checksums have passed; those that fail are left to be computed again.
 
-    :return: how many were sealed.
     :raises UserError: where one can't be written.
     """
-    sealed = 0
     for part in description.tiling.parts():
         path = folder / f"{part.name}.h5"
         try:
@@ -67,9 +65,7 @@ def seal_parts(folder: Path, description: Description) -> int:
             about = _checked(path, part, description)
             if about is not None:
                 write_atomically(path, seal(path.read_bytes(), path.name, description.fingerprint, about))
-                sealed += 1
     remove(folder / "run.h5")
-    return sealed
 
 
 def _checked(path: Path, part: Part, description: Description) -> dict | None:
