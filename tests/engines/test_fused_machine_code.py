@@ -13,6 +13,7 @@ from numba import njit
 
 from cnn_gp.data import datasets
 from cnn_gp.engines.fused.engine import FusedEngine, is_compiled
+from cnn_gp.engines.fused.loops import covariances, variances
 from cnn_gp.engines.fused.lowering import lower
 from cnn_gp.engines.fused.microtile import PAIRS, ROWS
 from cnn_gp.engines.fused.simd import WIDTH, load, splat, store
@@ -29,6 +30,17 @@ def test_lanes_are_not_reordered():
     doubled(array)
     np.testing.assert_array_equal(array, 2 * np.arange(PAIRS))
     assert ROWS * WIDTH == PAIRS
+
+
+@pytest.mark.parametrize("name", ["resnet, ntk", "pool, erf, ntk", "pools within, no last one, erf, ntk"])
+def test_all_programs_have_one_machine_code(name):
+    """A second one, for arrays of another layout, would cost the user another minute of compiling."""
+    kernel = KERNELS[name][0]
+    engine, X = FusedEngine(lower(kernel)), images(kernel, 21)
+    engine.both(X)
+    engine.matrix(X, X[:9].copy())
+    engine.first_non_finite(*X[:2])
+    assert (len(covariances.signatures), len(variances.signatures)) == (1, 1)
 
 
 @pytest.mark.long

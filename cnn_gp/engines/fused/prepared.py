@@ -71,15 +71,15 @@ class Codes:
         n_groups = len(down.pixels)
         if self.streamed is not None:
             code = self.streamed.code
-            entries = np.zeros((code.kernels, n_groups * ROWS, WIDTH))
+            # Each group's apart: Numba compiles the loops a second time for an array with gaps.
+            groups = np.zeros((n_groups, code.kernels, ROWS, WIDTH))
             # One at a time takes long enough.
             for group in range(n_groups):
                 one = Side(down.pixels[group : group + 1], down.deviations[group : group + 1])
-                rows = entries[:, group * ROWS : (group + 1) * ROWS]
-                covariances(code, memory.work, one, across, POLYNOMIALS, rows)
+                covariances(code, memory.work, one, across, POLYNOMIALS, groups[group])
                 if done is not None:
                     done(1)
-            return entries
+            return np.ascontiguousarray(groups.transpose(1, 0, 2, 3)).reshape(code.kernels, -1, WIDTH)
         entries = np.zeros((code.kernels, n_groups * ROWS, WIDTH))
         for at_displacement in [code] if displaced is None else displaced:
             covariances(at_displacement, memory.work, down, across, POLYNOMIALS, entries)
