@@ -24,7 +24,8 @@ def started(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        # The others: it is no number of a process.
         return None
     except psutil.AccessDenied:
         return math.nan

@@ -12,6 +12,9 @@ from .kernels.architectures import KERNELS, MODELS, Pool, parse_pool, run_name
 from .store.run_directory import RunDirectory
 from .store.tiling import DEFAULT_N_MAX
 
+#: Of a whole number among a flag's words: Python refuses to read one of more than 4,300.
+_MOST_DIGITS = 18
+
 # Scripts import this module first.
 say_interrupts_in_one_line()
 
@@ -72,11 +75,17 @@ def runs() -> list[tuple[str, int, str, Pool | None]]:
 
 
 def _model_and_seed(item: str) -> tuple[str, int]:
-    if item.isdecimal():
-        return "random", int(item)
+    seed = whole_number(item)
+    if seed is not None:
+        return "random", seed
     if item not in MODELS or item == "random":
         raise UserError(f"--runs has {item!r}; expected one of {', '.join(MODELS[:-1])}, or a seed's number.")
     return item, 0
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a flag's text is; None where it isn't one, or has more digits than anything here can use."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def pool() -> Pool | None:

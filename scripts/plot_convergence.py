@@ -60,9 +60,10 @@ def main() -> None:
 
 
 def _widths(texts: list[str]) -> tuple[int, ...]:
-    if not texts or not all(text.strip().isdecimal() and int(text) > 0 for text in texts):
+    widths = [shared_flags.whole_number(text.strip()) for text in texts]
+    if not widths or not all(widths):
         raise UserError(f"--widths is {','.join(texts)}; expected numbers of channels such as 3,10,30,100.")
-    return tuple(sorted({int(text) for text in texts}))
+    return tuple(sorted({width for width in widths if width}))
 
 
 if __name__ == "__main__":

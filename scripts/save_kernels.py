@@ -66,10 +66,10 @@ def main() -> None:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal()):
+    i, n = map(shared_flags.whole_number, text.partition("/")[::2])
+    if i is None or n is None:
         raise UserError(f"--shard is {text!r}; expected i/n with i from 1 to n: --shard=1/4 to --shard=4/4.")
-    return int(i), int(n)
+    return i, n
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from cnn_gp.processes import host_id, is_same_process, started
 
@@ -32,6 +33,11 @@ def test_a_dead_process_is_not_there_and_neither_is_a_zombie():
     assert started(process.pid) is None
     process.wait()
     assert started(process.pid) is None and not is_same_process(process.pid, since)
+
+
+@pytest.mark.parametrize("number", [-1, 10**30])
+def test_what_is_no_process_number_is_not_there(number):
+    assert started(number) is None
 
 
 def test_a_process_of_which_the_system_tells_nothing_may_be_there(monkeypatch):

@@ -126,7 +126,11 @@ class Samples:
         write_atomically(self.path, npz_bytes(arrays))
 
     def _read(self) -> None:
-        arrays = read_npz(self.path, "delete it, and it is drawn again")
+        remedy = "delete it, and they are drawn again, or choose another --path"
+        arrays = read_npz(self.path, remedy)
+        missing = {"plan", "outputs", "n_all", "moments", "squares"} - arrays.keys()
+        if missing:
+            raise UserError(f"{self.path} has no {', '.join(sorted(missing))}, so it holds no samples: {remedy}.")
         there = json.loads(str(arrays["plan"]))
         asked = json.loads(json.dumps(asdict(self.plan)))
         self.outputs, self.n_all = arrays["outputs"], int(arrays["n_all"])

@@ -40,6 +40,12 @@ def test_moments_and_errors_are_those_of_the_networks(tmp_path):
     np.testing.assert_allclose(samples.standard_error, products.std(0) / np.sqrt(29), rtol=1e-6)
 
 
+def test_a_file_of_other_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "s.npz", plan="{}", outputs=X)
+    with pytest.raises(UserError, match="has no moments, n_all, squares, so it holds no samples: delete it"):
+        Samples(tmp_path / "s.npz", plan())
+
+
 def test_tangent_kernels_are_those_of_the_networks(tmp_path):
     kernel = NTKKernel(KERNEL.network, KERNEL.input_shape)
     samples = Samples(tmp_path / "s.npz", plan(kernel=kernel.describe(), all_images=20, draws=30))
