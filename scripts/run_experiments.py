@@ -26,6 +26,7 @@ shared_flags.define_sizes()
 shared_flags.define_runs()
 shared_flags.define_n_max()
 shared_flags.define_devices()
+shared_flags.define_csv_dir()
 flags.DEFINE_bool("keep_tiles", True, "False deletes a run's tiles once its result is on disk and its residual small.")
 flags.DEFINE_string("extras", "", "Further flags of classify_gp.py, separated by spaces.")
 
@@ -39,6 +40,7 @@ def main() -> None:
     if not FLAGS.n_gpus:
         _import_what_scripts_need()
     sizes = _given("N_train", "N_vali", "N_test")
+    results = _given("csv_dir")
     job = [*_given("dataset", "data_dir", "n_max", "n_gpus", "batch_size"), *sizes]
     _run("job_size", *job, *_given("runs", "kernel", "pool"))
     shrunk = []
@@ -48,27 +50,30 @@ def main() -> None:
         run += [f"--seed={seed}"] if model == "random" else []
         print()
         # Where its result is there, stage 2 only checks and prints it.
-        is_there = Path(FLAGS.path, "results", f"{name}.json").exists()
+        is_there = Path(FLAGS.path, FLAGS.csv_dir, f"{name}.json").exists()
         if not is_there and _run("save_kernels", *job, *run, may_end_in=ShrunkMapError.exit_status):
             print(f"{name} is skipped: its network shrinks below one pixel.")
             shrunk.append(name)
             continue
         keep = "--keep_tiles" if FLAGS.keep_tiles else "--nokeep_tiles"
-        _run("classify_gp", *sizes, *run, *extras, keep)
+        _run("classify_gp", *sizes, *run, *results, *extras, keep)
     print()
     if shrunk:
         print(f"No kernel, because the network shrinks below one pixel: {' '.join(shrunk)}")
-    _run("report", f"--path={FLAGS.path}", "--figures" if all(map(find_spec, _FOR_PAGES)) else "--nofigures")
+    _run("report", f"--path={FLAGS.path}", *results, "--figures" if all(map(find_spec, _FOR_PAGES)) else "--nofigures")
 
 
 def _extras() -> list[str]:
-    """The flags in --extras. :raises UserError: where its quotes aren't closed."""
+    """The flags in --extras. :raises UserError: where its quotes aren't closed, or they move the results elsewhere."""
     try:
-        return shlex.split(FLAGS.extras)
+        extras = shlex.split(FLAGS.extras)
     except ValueError as error:
         raise UserError(
             f"--extras is {FLAGS.extras!r} ({error}); expected flags separated by spaces, such as --variances."
         ) from error
+    if any(word.lstrip("-").split("=")[0] == "csv_dir" for word in extras):
+        raise UserError("--extras has --csv_dir, which says where results are looked for too: give it by itself.")
+    return extras
 
 
 def _run(script: str, *arguments: str, may_end_in: int = 0) -> int:

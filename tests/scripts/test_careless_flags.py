@@ -31,8 +31,11 @@ from helpers.small_runs import complete, make_data
             ["--path={}", "--runs=1", "--extras='"],
             "(No closing quotation); expected flags separated",
         ),
+        ("run_experiments", ["--path={}", "--runs=1", "--extras=--csv_dir x"], "--extras has --csv_dir, which says"),
+        ("run_experiments", ["--path={}", "--runs=" + 5000 * "9"], "expected one of convnet_gp"),
         ("run_experiments", ["--path={}", "--runs=1", "--pool=5,0"], "--pool is '0'; expected none, global"),
         ("save_kernels", ["--path={}", "--shard=1/999999999"], "i from 1 to n, at most 10,000"),
+        ("save_kernels", ["--path={}", "--shard=1/" + 5000 * "9"], "expected i/n with i from 1 to n"),
         ("save_kernels", ["--path={}", "--claim_timeout=-5"], "--claim_timeout is -5.0; expected seconds"),
         ("save_kernels", ["--path={}", "--claim_timeout=nan"], "--claim_timeout is nan; expected seconds"),
         ("classify_gp", ["--path={}/two\nlines"], "There is no run resnet_gp in"),
@@ -49,6 +52,11 @@ from helpers.small_runs import complete, make_data
             "plot_convergence",
             ["--path={}", "--models=convnet_gp", "--widths=100000"],
             "at width 100,000 needs",
+        ),
+        (
+            "plot_convergence",
+            ["--path={}", "--models=convnet_gp", "--widths=" + 5000 * "9"],
+            "expected numbers of channels",
         ),
     ],
 )
