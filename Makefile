@@ -32,7 +32,7 @@ lint: $(STAMP)  ## style, types, and which package may import which
 # The first use of the fused engine compiles it: here while lint keeps the other core busy.
 test: $(STAMP)  ## lint, then the tests: 6 minutes
 	$(VENV)/bin/python scripts/job_size.py --dataset=digits --runs=convnet_gp > /dev/null & $(MAKE) lint && wait
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m 'not long'
+	$(VENV)/bin/python -m pytest -n 3 --dist worksteal -m 'not long'
 
 test-faults: $(STAMP)  ## the long tests: processes killed, files damaged, flags as a fuzzer gives them, the docs' commands
 	$(VENV)/bin/python -m pytest -n 4 --dist load --maxschedchunk 1 -m long

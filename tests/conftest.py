@@ -18,8 +18,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the faults, some of which take minutes, so that none of them runs alone at the end."""
-    items.sort(key=lambda item: item.path.parent.name != "faults")
+    """Begin with the tests some of which take minutes, so that none of them runs alone at the end."""
+    items.sort(
+        key=lambda item: item.path.parent.name not in ("faults", "docs") and "machine_code" not in item.path.name
+    )
 
 
 @pytest.fixture(scope="session")
