@@ -18,6 +18,7 @@ from ..provenance import software
 from ..store.atomic import remove_leftovers, write_atomically
 from . import figures
 from .convergence import Plan, Samples, Summary, most_weights, summary
+from .convergence_figures import outputs_figure, tangent_kernels_figure
 
 if TYPE_CHECKING:
     from ..kernels.network_kernel import NetworkKernel
@@ -77,8 +78,9 @@ def converge(
         with Progress(study.draws, "networks", done) as progress:
             samples[-1].draw(kernel, study.X, progress)
     K = gram(kernel, study.X)
-    draw = figures.tangent_convergence if samples[0].plan.tangent else figures.convergence
+    draw = tangent_kernels_figure if samples[0].plan.tangent else outputs_figure
     for kind in ("png", "svg"):
+        # Drawn anew: an SVG's names depend on what the figure was saved as before.
         figure = draw(samples, K, f"{name}: finite networks and their limit, {study.dataset}")
         figures.save(figure, folder / f"{name}.{kind}")
         say(str(folder / f"{name}.{kind}"))
