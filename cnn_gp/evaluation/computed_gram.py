@@ -37,7 +37,7 @@ class ComputedGram:
         """The memory that it takes in float32, and a row of tiles in float64 twice while it is read."""
         return sum(4 * min(n_max, N - start) * (N - start) for start in range(0, N, n_max)) + 16 * min(n_max, N) * N
 
-    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`~cnn_gp.regression.gram_matrix.GramMatrix.rows`"""
         for i, entries in enumerate(self._rows):
             if start <= i * self.n_max < (self.N if stop is None else stop):

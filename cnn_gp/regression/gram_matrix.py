@@ -35,11 +35,12 @@ class GramMatrix(Protocol):
     def n_max(self) -> int:
         """The largest number of rows that come at a time."""
 
-    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """
         (first row, entries [rows, N - first row] from the diagonal on) of each row of tiles, float32 or float64.
 
         :param start, stop: of those whose first row is from ``start`` on and before ``stop``.
+        :param again: they were read before: what was verified then needn't be once more.
         """
 
     def diagonal(self) -> np.ndarray:
@@ -101,7 +102,7 @@ class ArrayGram:
         """:attr:`GramMatrix.N`"""
         return len(self.K)
 
-    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`GramMatrix.rows`"""
         for first in range(0, self.N, self.n_max):
             if start <= first < (self.N if stop is None else stop):

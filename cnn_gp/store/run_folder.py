@@ -6,6 +6,7 @@ the program has begun with.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .atomic import check_writable, write_atomically
 from .description import Description
 from .names import checked_run_name
 from .record import Record
-from .sealed import Seal, read_seal, read_sealed, seal
+from .sealed import FileState, Seal, read_seal, read_sealed, seal
 
 
 class RunFolder:
@@ -35,6 +36,7 @@ class RunFolder:
         self.folder = self.workdir / name
         self._record_path = self.folder / "run.jsonl"
         self._record: Record | None = None
+        self._verified: dict[Path, FileState] = {}
 
     def check_writable(self) -> None:
         """:raises UserError: where the run's files can't be written. Nothing is left behind."""
@@ -86,15 +88,17 @@ class RunFolder:
         self.check_still_ours()
         write_atomically(path, seal(content, path.name, self.description().fingerprint, about))
 
-    def read(self, path: Path) -> tuple[bytes, Seal]:
+    def read(self, path: Path, again: bool = False) -> tuple[bytes, Seal]:
         """
         A file of the run, every byte of it verified.
+
+        :param again: not once more, where it was by this object and the file is as it was then.
 
         :raises FileNotFoundError: where it isn't there.
         :raises Damaged: where it isn't what was written, or another run's.
         :raises UserError: where the disk can't read it.
         """
-        return self._readable(read_sealed, path)
+        return self._readable(partial(read_sealed, verified=self._verified, again=again), path)
 
     def read_seal(self, path: Path) -> Seal:
         """The seal of a file of the run; of its content only the length is verified. Raises as :meth:`read`."""

@@ -80,21 +80,40 @@ def read_seal(path: Path, owner: str | None) -> Seal:
         return _seal_of(file, path.name, owner)
 
 
-def read_sealed(path: Path, owner: str | None) -> tuple[bytes, Seal]:
+#: What the system says of a file, which is another where the file was replaced or written to.
+FileState = tuple[int, int, int, int, int]
+
+
+def read_sealed(
+    path: Path, owner: str | None, verified: dict[Path, FileState] | None = None, again: bool = False
+) -> tuple[bytes, Seal]:
     """
     The content of a file, verified, and its seal.
 
+    :param verified: files whose bytes were verified before; this one is added.
+    :param again: a file that is in ``verified``, and hasn't changed since, needn't be verified once more, which takes
+        longer than reading it.
     :raises Damaged: where a byte isn't what was written, or the file is another one's.
     :raises OSError: where the file isn't there or can't be read.
     """
     with open(path, "rb") as file:
+        # Before it is read: what is written to it meanwhile is another state.
+        state = _state_of(file)
         found = _seal_of(file, path.name, owner)
         file.seek(0)
         # A file of a gigabyte isn't copied once more to cut its seal off.
         content = file.read(found.n_bytes)
-    if _digest(content) != found.sha256:
-        raise Damaged("its SHA-256 is wrong")
+    if not again or verified is None or verified.get(path) != state:
+        if _digest(content) != found.sha256:
+            raise Damaged("its SHA-256 is wrong")
+        if verified is not None:
+            verified[path] = state
     return content, found
+
+
+def _state_of(file: BinaryIO) -> FileState:
+    there = os.fstat(file.fileno())
+    return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
 
 
 def _seal_of(file: BinaryIO, name: str, owner: str | None) -> Seal:

@@ -53,8 +53,8 @@ class SlowGram(ArrayGram):
 
     began: str = ""
 
-    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        for row in super().rows(start, stop):
+    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        for row in super().rows(start, stop, again):
             self._take_time()
             yield row
 
