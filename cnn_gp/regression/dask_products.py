@@ -17,7 +17,8 @@ import numpy as np
 from ..cluster import as_completed, workers_of
 from ..progress import Progress
 from .gram_matrix import GramMatrix
-from .tile_products import add_at_end, halves, pieces_of_columns, row_product, sum_in_pairs
+from .row_product import row_product
+from .tile_products import add_at_end, halves, pieces_of_columns, sum_in_pairs
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -88,9 +89,6 @@ class ClusterProducts:
 
     def times(self, B: np.ndarray) -> np.ndarray:
         """:meth:`~cnn_gp.regression.tile_products.Products.times`"""
-        if B.shape[1] == 1:
-            # As one machine, to the bit.
-            return self.times(np.repeat(B, 2, axis=1))[:, :1]
         return self._sum_of_products(self._rows, B, len(B))
 
     def stored_times(self, B: np.ndarray) -> np.ndarray:

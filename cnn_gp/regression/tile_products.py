@@ -13,15 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from .gram_matrix import GramMatrix, gram_times, leading_rows
+from .row_product import MANY, row_product
 
 #: Threads that multiply, and rows that wait for one or for those before them.
 _THREADS, _WAITING = 4, 6
-
-#: Multiply-adds that OpenBLAS does in one thread; more it shares out, and both kinds of threads get in the way.
-_IN_ONE_THREAD = 250_000
-
-#: Columns of right sides from which on BLAS's own threads are the better ones.
-_MANY = 32
 
 
 class Products(Protocol):
@@ -84,11 +79,9 @@ class TileProducts:
     def times(self, B: np.ndarray) -> np.ndarray:
         """:meth:`Products.times`"""
         n, m = B.shape
-        if m == 1:
-            # BLAS shares out even small products with one vector.
-            return self.times(np.repeat(B, 2, axis=1))[:, :1]
         B = np.ascontiguousarray(B)
-        if m >= _MANY:
+        if m >= MANY:
+            # In BLAS's own threads.
             return sum_in_pairs(row_product(B[start:], entries) for start, entries in self._rows(n))
         return sum_in_pairs(_in_threads(lambda start, entries: row_product(B[start:], entries), self._rows(n)))
 
@@ -116,36 +109,11 @@ class TileProducts:
             # Only now: after an error in the middle all are read again.
             self._kept = kept
             return
-        for start, entries in leading_rows(self.gram, min(n, self._first_kept)):
+        for start, entries in self.gram.rows(0, min(n, self._first_kept), again=True):
             yield start, entries[: n - start, : n - start]
         for start, entries in self._kept.items():
             if start < n:
                 yield start, entries[: n - start, : n - start]
-
-
-def row_product(B: np.ndarray, entries: np.ndarray) -> np.ndarray:
-    """
-    What one row of tiles, and its transpose right of the diagonal, add to a product: [M, m] float64 from its row on.
-
-    :param B: [N, m] from its row on, for the first N columns, N at most M.
-    :param entries: [rows, M] from the diagonal on.
-    """
-    (n, M), (N, m) = entries.shape, B.shape
-    total = np.zeros((M, m))
-    # Tile by tile, so that a tile's copy in float64 stays in the processor's cache and BLAS begins no threads.
-    width = max(16, _IN_ONE_THREAD // (n * m)) if m < _MANY else M
-    own, tile = B[:n], np.empty((n, min(width, M)))
-    for left in range(0, M, width):
-        right = min(left + width, M)
-        converted = tile[:, : right - left]
-        converted[...] = entries[:, left:right]
-        used = min(right, N)
-        if left < used:
-            total[:n] += converted[:, : used - left] @ B[left:used]
-        first = max(left, n)
-        if first < right:
-            total[first:right] += converted[:, first - left :].T @ own
-    return total
 
 
 def sum_in_pairs(parts: Iterable[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,7 @@ from cnn_gp.regression.pivoted_cholesky import LowRank, Preconditioner, randomly
 from cnn_gp.regression.predict import posterior_variances, predict
 from cnn_gp.regression.solve import solve, targets
 from cnn_gp.regression.tile_products import TileProducts
+from cnn_gp.store import run_folder, sealed
 from helpers.matrices import stored
 from helpers.small_runs import complete, make_data
 
@@ -102,8 +103,35 @@ def test_what_is_in_memory_is_not_read_again(run, rng, monkeypatch):
     of_tiles = products(run)
     B = rng.normal(size=(N, 3))
     first = of_tiles.times(B)
-    monkeypatch.setattr(type(of_tiles.gram), "rows", lambda self: pytest.fail("read"))
+    monkeypatch.setattr(run_folder, "read_sealed", lambda *arguments, **options: pytest.fail("read"))
     np.testing.assert_array_equal(of_tiles.times(B), first)
+
+
+def test_tiles_are_verified_by_the_first_product_and_where_their_file_has_changed(tmp_path, rng, monkeypatch):
+    run = complete(tmp_path, make_data(40, 10, 10), n_max=8)
+    of_tiles = TileProducts(stored(run)[0], 40, 0)
+    B = rng.normal(size=(40, 3))
+    verified = []
+    digest = sealed._digest
+    monkeypatch.setattr(sealed, "_digest", lambda content: verified.append(content[1:4]) or digest(content))
+    first = of_tiles.times(B)
+    n_files = len(list(run.folder.glob("Kxx_*.h5")))
+
+    def contents():
+        # Of the files; their seals have digests of their own.
+        return verified.count(b"HDF")
+
+    assert contents() == n_files
+    np.testing.assert_array_equal(of_tiles.times(B), first)
+    assert contents() == n_files
+    of_tiles.stored_times(B)
+    assert contents() == 2 * n_files
+    path = run.folder / "Kxx_0001.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"Kxx_0001\.h5 can't be read"):
+        of_tiles.times(B)
 
 
 def test_an_error_in_the_first_product_leaves_none_of_its_rows_behind(run, K, rng, monkeypatch):

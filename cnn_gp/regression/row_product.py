@@ -1,0 +1,98 @@
+"""
+What a row of tiles adds to the product of a symmetric matrix with a few vectors.
+
+The row is used twice, as it is and transposed. BLAS needs its entries in float64 and two passes over them, and is made
+for more columns than ten; here one pass over the entries does both (benchmarks/README.md).
+"""
+
+import numba
+import numpy as np
+
+#: Columns of right sides from which on BLAS, in its own threads, is faster.
+MANY = 32
+
+#: Rows and columns that are used at a time: the entries in float64 stay in the first cache, the vectors in the second.
+_ROWS, _COLUMNS = 4, 1024
+
+
+def row_product(B: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """
+    What one row of tiles, and its transpose right of the diagonal, add to a product: [M, m] float64 from its row on.
+
+    With fewer than :data:`MANY` columns it runs in the thread that calls it, without Python's lock.
+
+    :param B: [N, m] float64 from its row on, for the first N columns, N at most M.
+    :param entries: [rows, M] from the diagonal on, float32 or float64.
+    """
+    (n, M), (N, m) = entries.shape, B.shape
+    total = np.zeros((M, m))
+    if m < MANY:
+        _add_row_product(np.ascontiguousarray(B), np.ascontiguousarray(entries), total)
+        return total
+    converted = entries.astype(np.float64)
+    total[:n] = converted[:, :N] @ B
+    total[n:] = converted[:, n:].T @ B[:n]
+    return total
+
+
+# Sums of products may be added up in any order and fused, as BLAS does; LLVM makes vectors of them only so.
+_compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+
+
+@_compiled
+def _add_row_product(B: np.ndarray, entries: np.ndarray, total: np.ndarray) -> None:
+    (n, M), (N, m) = entries.shape, B.shape
+    # Rows past the last one are zeros.
+    four = np.zeros(_ROWS * _COLUMNS)
+    own = np.zeros((n + _ROWS, m))
+    own[:n] = B[:n]
+    sums = np.zeros((n + _ROWS, m))
+    right_side, transposed = np.empty(m * _COLUMNS), np.empty(m * _COLUMNS)
+    for left in range(0, M, _COLUMNS):
+        width = min(_COLUMNS, M - left)
+        for j in range(width):
+            for c in range(m):
+                right_side[c * _COLUMNS + j] = B[left + j, c] if left + j < N else 0.0
+                transposed[c * _COLUMNS + j] = 0.0
+        for i in range(0, n, _ROWS):
+            for r in range(_ROWS):
+                if i + r < n:
+                    _convert(entries[i + r, left : left + width], four[r * _COLUMNS :])
+                else:
+                    four[r * _COLUMNS : (r + 1) * _COLUMNS] = 0.0
+            for c in range(m):
+                here = slice(c * _COLUMNS, c * _COLUMNS + width)
+                _four_rows(four, right_side[here], transposed[here], own[i:, c], sums[i:, c])
+        for j in range(max(n - left, 0), width):
+            for c in range(m):
+                total[left + j, c] += transposed[c * _COLUMNS + j]
+    total[:n] += sums[:n]
+
+
+@_compiled
+def _convert(entries: np.ndarray, converted: np.ndarray) -> None:
+    for j in range(len(entries)):
+        converted[j] = entries[j]
+
+
+@_compiled
+def _four_rows(
+    four: np.ndarray, right_side: np.ndarray, transposed: np.ndarray, own: np.ndarray, sums: np.ndarray
+) -> None:
+    """The product of four rows with one vector is added to ``sums``, that of their transpose to ``transposed``."""
+    own0, own1, own2, own3 = own[0], own[1], own[2], own[3]
+    sum0 = sum1 = sum2 = sum3 = 0.0
+    for j in range(len(right_side)):
+        # At constant distances from each other, so that LLVM needn't ask for each whether it overlaps the result.
+        entry0, entry1 = four[j], four[_COLUMNS + j]
+        entry2, entry3 = four[2 * _COLUMNS + j], four[3 * _COLUMNS + j]
+        value = right_side[j]
+        sum0 += entry0 * value
+        sum1 += entry1 * value
+        sum2 += entry2 * value
+        sum3 += entry3 * value
+        transposed[j] += entry0 * own0 + entry1 * own1 + entry2 * own2 + entry3 * own3
+    sums[0] += sum0
+    sums[1] += sum1
+    sums[2] += sum2
+    sums[3] += sum3
