@@ -200,7 +200,10 @@ def classify(
         result = _with_extras(run, request, solution, Y, result, arrays, say)
         times = {**result.times, "extras": time.perf_counter() - start}
         result = replace(result, times=times, extras=request.extras, peak_memory_bytes=_peak_memory())
-    return files.parse(files.write(result, arrays, seen))
+    written = files.parse(files.write(result, arrays, seen))
+    if iterative is not None:
+        iterative.remove_states()
+    return written
 
 
 def _of_iterative(solution: Solution) -> dict[str, Any]:

@@ -6,38 +6,19 @@ kept orthonormal, so that columns that converge early, or depend on each other, 
 is applied to M^-1/2 A M^-1/2; the residual that counts is that of A.
 """
 
-import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, qr
 
-from ..errors import UserError
 from ..progress import Progress
 from .cholesky import NotPositiveDefinite
+from .kept import Kept, keeping
 from .pivoted_cholesky import Preconditioner
 
 #: Iterations in which the residual has to fall by a tenth.
 PATIENCE = 300
-
-#: Seconds after which the state is kept.
-SECONDS_BETWEEN_STATES = 120.0
-
-
-class Kept(Protocol):
-    """Where the state of a long computation is kept."""
-
-    def load(self) -> dict[str, np.ndarray] | None:
-        """What was saved for this computation, None where there is nothing whole."""
-
-    def save(self, arrays: dict[str, np.ndarray]) -> None:
-        """Write it, in place of what was saved before."""
-
-    def remove(self) -> None:
-        """It is done."""
 
 
 @dataclass(frozen=True)
@@ -84,48 +65,36 @@ def conjugate_gradients(
 
     :param times: A times [N, k]; A is symmetric positive definite.
     :param B: [N, m], float64.
-    :param kept: the state goes there every few minutes and where the program is stopped, and is taken up from there,
-        to the same bits where the preconditioner is the same to the bit.
+    :param kept: the state goes there every few minutes, at the end and where the program is stopped, and is taken up
+        from there, to the same bits where the preconditioner is the same to the bit.
     :param max_iterations: after which it ends, stagnant.
     :raises NotPositiveDefinite: where A isn't.
     """
     norm = float(np.linalg.norm(B)) or 1.0
     state = _first_state(times, preconditioner, B, kept)
-    saved = time.monotonic()
-    try:
-        with Progress(max_iterations, "iterations", int(state.iterations)) as progress:
-            while True:
-                residual, iterations = float(np.linalg.norm(state.R)) / norm, int(state.iterations)
-                if residual < 0.9 * state.best[0]:
-                    state = replace(state, best=np.array([residual, iterations]))
-                is_stagnant = iterations - state.best[1] > PATIENCE or iterations >= max_iterations
-                if residual <= tolerance or is_stagnant:
-                    R = B - times(state.X)
-                    true = float(np.linalg.norm(R)) / norm
-                    # Where the recursion has drifted from the truth it begins anew, as long as that helps.
-                    helps = not len(state.true) or true < 0.5 * state.true[-1]
-                    if true <= tolerance or is_stagnant or not helps:
-                        break
-                    state = _begin(preconditioner, state.X, R, iterations, np.append(state.true, true))
-                    continue
-                state = _step(state, times, preconditioner)
-                progress.total = _expected_iterations(iterations + 1, residual, tolerance)
-                progress(1, f"residual {residual:.1e}")
-                if kept is not None and time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-                    kept.save(_arrays(state, preconditioner))
-                    saved = time.monotonic()
-    except NotPositiveDefinite:
-        if kept is not None:
-            kept.remove()
-        raise
-    except BaseException:
-        # Ctrl-C too: the state is that of the last whole iteration.
-        if kept is not None:
-            with contextlib.suppress(UserError):
-                kept.save(_arrays(state, preconditioner))
-        raise
-    if kept is not None:
-        kept.remove()
+
+    def arrays() -> dict[str, np.ndarray]:
+        return {**vars(state), "signature": _signature(preconditioner, B)}
+
+    with keeping(kept, arrays) as keep, Progress(max_iterations, "iterations", int(state.iterations)) as progress:
+        while True:
+            residual, iterations = float(np.linalg.norm(state.R)) / norm, int(state.iterations)
+            if residual < 0.9 * state.best[0]:
+                state = replace(state, best=np.array([residual, iterations]))
+            is_stagnant = iterations - state.best[1] > PATIENCE or iterations >= max_iterations
+            if residual <= tolerance or is_stagnant:
+                R = B - times(state.X)
+                true = float(np.linalg.norm(R)) / norm
+                # Where the recursion has drifted from the truth it begins anew, as long as that helps.
+                helps = not len(state.true) or true < 0.5 * state.true[-1]
+                if true <= tolerance or is_stagnant or not helps:
+                    break
+                state = _begin(preconditioner, state.X, R, iterations, np.append(state.true, true))
+                continue
+            state = _step(state, times, preconditioner)
+            progress.total = _expected_iterations(iterations + 1, residual, tolerance)
+            progress(1, f"residual {residual:.1e}")
+            keep()
     return Converged(state.X, true, iterations, not true <= tolerance)
 
 
@@ -136,15 +105,16 @@ def _first_state(
     if arrays is None or arrays["X"].shape != B.shape:
         return _begin(preconditioner, np.zeros_like(B), B, 0, np.zeros(0))
     signature = arrays.pop("signature")
-    if np.array_equal(signature, preconditioner.signature):
+    if np.array_equal(signature, _signature(preconditioner, B)):
         return _State(**arrays)
-    # Another machine's rounding made another preconditioner: the solution so far is the start.
+    # Another machine's rounding made another preconditioner, or B is another: the solution so far is the start.
     X = arrays["X"]
     return _begin(preconditioner, X, B - times(X), int(arrays["iterations"]), np.zeros(0))
 
 
-def _arrays(state: _State, preconditioner: Preconditioner) -> dict[str, np.ndarray]:
-    return {**vars(state), "signature": preconditioner.signature}
+def _signature(preconditioner: Preconditioner, B: np.ndarray) -> np.ndarray:
+    """Numbers that differ where the system's solution isn't found by the same steps."""
+    return np.append(preconditioner.signature, [B.sum(), np.linalg.norm(B)])
 
 
 def _begin(preconditioner: Preconditioner, X: np.ndarray, R: np.ndarray, iterations: int, true: np.ndarray) -> _State:

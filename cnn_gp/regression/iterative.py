@@ -17,8 +17,9 @@ import numpy as np
 
 from .. import memory
 from ..errors import UserError
-from .conjugate_gradients import Converged, Kept, conjugate_gradients
+from .conjugate_gradients import Converged, conjugate_gradients
 from .gram_matrix import GramMatrix
+from .kept import Kept
 from .log_determinant import log_determinant
 from .memory_needs import memory_of_cluster
 from .pivoted_cholesky import LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
@@ -50,12 +51,25 @@ class Iterative:
     memory: int | None = None
     """Bytes for the preconditioner, the vectors and the tiles that are kept; by default most of what is available."""
     kept: Callable[[str], Kept] | None = None
-    """Where the state of the solve is kept, by the name of the solve; None: nowhere."""
+    """Where the state of a solve or of a log determinant is kept, by its name; None: nowhere."""
     client: "Client | None" = None
     """Of a Dask cluster, whose workers keep the tiles in place of this machine and multiply them."""
 
     def __post_init__(self) -> None:
         self._prepared: weakref.ref[Prepared] | None = None
+        self._states: dict[str, Kept] = {}
+
+    def state(self, name: str) -> Kept | None:
+        """Where the state of the computation of this name is kept, until :meth:`remove_states`."""
+        if self.kept is None:
+            return None
+        return self._states.setdefault(name, self.kept(name))
+
+    def remove_states(self) -> None:
+        """Remove what was kept: all that was computed is written."""
+        for kept in self._states.values():
+            kept.remove()
+        self._states.clear()
 
     def prepared(self, gram: GramMatrix, N: int, n_columns: int) -> "Prepared":
         """What doesn't depend on the noise; the last one again, where it is still in use and of the same matrix."""
@@ -130,7 +144,8 @@ class IterativeFactor:
     What a :class:`~cnn_gp.regression.cholesky.Factor` is asked for, without a factor.
 
     :param added: to the diagonal.
-    :param name: of the solve, under which its state is kept.
+    :param state: where the state of the computation of a name is kept.
+    :param name: of the solve, with which the names of its computations begin.
     :param say: called with lines of text on the way.
     """
 
@@ -138,12 +153,12 @@ class IterativeFactor:
         self,
         prepared: Prepared,
         added: float,
-        kept: Callable[[str], Kept] | None,
+        state: Callable[[str], Kept | None],
         name: str,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.N, self._prepared, self._added, self._say = prepared.N, prepared, added, say
-        self._kept = None if kept is None else kept(name)
+        self._state, self._name = state, name
         self.bounds = [(start, min(start + AT_A_TIME, self.N)) for start in range(0, self.N, AT_A_TIME)]
         self._log_determinants: dict[int, tuple[float, float]] = {}
         self.iterations = 0
@@ -156,7 +171,9 @@ class IterativeFactor:
         n = self.N if n is None else n
         if len(B) != n:
             raise ValueError(f"The right side has {len(B)} rows; expected {n}.")
-        kept = self._kept if self.iterations == 0 else None
+        is_for_classes = B.shape[1] == self._prepared.n_columns and (n < self.N or self.iterations == 0)
+        # Of many right sides the solutions take more memory than is worth keeping.
+        kept = self._state(self._name_of(n)) if is_for_classes else None
         found = conjugate_gradients(self.times, self._preconditioner(n), np.array(B, np.float64), TOLERANCE, kept)
         self.iterations = self.iterations or found.iterations
         if found.is_stagnant:
@@ -199,8 +216,13 @@ class IterativeFactor:
     def _estimate(self, n: int | None) -> tuple[float, float]:
         n = self.N if n is None else n
         if n not in self._log_determinants:
-            self._log_determinants[n] = log_determinant(self.times, self._preconditioner(n))
+            kept = self._state(f"{self._name_of(n)}_log_determinant")
+            self._log_determinants[n] = log_determinant(self.times, self._preconditioner(n), kept=kept)
         return self._log_determinants[n]
+
+    def _name_of(self, n: int) -> str:
+        """Of what is computed for the leading n rows and columns."""
+        return self._name if n == self.N else f"{self._name}_leading_{n}"
 
     def _preconditioner(self, n: int) -> Preconditioner:
         """Of the leading n rows and columns."""

@@ -8,11 +8,13 @@ al. 2022, arXiv:2107.00243).
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
 from ..progress import Progress
+from .kept import Kept, keeping
 from .pivoted_cholesky import Preconditioner
 
 #: Random vectors, and the largest number of steps with each.
@@ -23,37 +25,79 @@ _PART = 0.02
 
 
 def log_determinant(
-    times: Callable[[np.ndarray], np.ndarray], preconditioner: Preconditioner, seed: int = 0
+    times: Callable[[np.ndarray], np.ndarray],
+    preconditioner: Preconditioner,
+    seed: int = 0,
+    kept: Kept | None = None,
 ) -> tuple[float, float]:
     """
     An estimate of log det A and its standard error; the same for the same seed.
 
     :param times: A times [N, k]; A is symmetric positive definite.
+    :param kept: the state goes there every few minutes, at the end and where the program is stopped, and is taken up
+        from there where the preconditioner is the same to the bit.
     """
     N = preconditioner.N
-    V = np.random.default_rng(seed).choice([-1.0, 1.0], (N, _VECTORS)) / math.sqrt(N)
-    before, beta = np.zeros_like(V), np.zeros(_VECTORS)
-    diagonals: list[np.ndarray] = []
-    offs: list[np.ndarray] = []
-    last = np.full(_VECTORS, np.inf)
-    with Progress(_STEPS, "steps to the log determinant at most") as progress:
-        for _ in range(min(_STEPS, N)):
-            W = preconditioner.inverse_root_times(times(preconditioner.inverse_root_times(V))) - beta * before
-            alpha = np.einsum("ij,ij->j", V, W)
-            W -= alpha * V
+    state = _first_state(preconditioner, seed, kept)
+    with (
+        keeping(kept, lambda: {**vars(state), "signature": preconditioner.signature}) as keep,
+        Progress(_STEPS, "steps to the log determinant at most", len(state.diagonals)) as progress,
+    ):
+        while not state.is_done:
+            W = preconditioner.inverse_root_times(times(preconditioner.inverse_root_times(state.V)))
+            W -= state.beta * state.before
+            alpha = np.einsum("ij,ij->j", state.V, W)
+            W -= alpha * state.V
             beta = np.linalg.norm(W, axis=0)
-            diagonals.append(alpha)
-            values = N * _quadratures(np.array(diagonals), np.array(offs))
-            error = float(values.std(ddof=1)) / math.sqrt(_VECTORS)
+            diagonals = np.vstack([state.diagonals, alpha])
+            values = N * _quadratures(diagonals, state.offs)
             # Of a good preconditioner nothing may be left, and then there is rounding only.
-            small = _PART * error + 1e-12 * N
-            if abs(float(values.mean() - last.mean())) <= small or beta.min() <= 1e-12:
-                break
-            last = values
-            offs.append(beta)
-            before, V = V, W / beta
+            small = _PART * _standard_error(values) + 1e-12 * N
+            is_done = abs(float(values.mean() - state.values.mean())) <= small or beta.min() <= 1e-12
+            state = _State(
+                V=W / np.maximum(beta, 1e-300),
+                before=state.V,
+                beta=beta,
+                diagonals=diagonals,
+                offs=np.vstack([state.offs, beta]),
+                values=values,
+                is_done=np.array(is_done or len(diagonals) == min(_STEPS, N)),
+            )
             progress(1)
-    return preconditioner.log_determinant + float(values.mean()), error
+            keep()
+    return preconditioner.log_determinant + float(state.values.mean()), _standard_error(state.values)
+
+
+@dataclass(frozen=True)
+class _State:
+    V: np.ndarray
+    """[N, vectors], those of the next step."""
+    before: np.ndarray
+    """[N, vectors], those of the last one."""
+    beta: np.ndarray
+    """[vectors]"""
+    diagonals: np.ndarray
+    """[steps, vectors], of Lanczos' tridiagonal matrices."""
+    offs: np.ndarray
+    """[steps, vectors], beside their diagonals; the last is for the next step."""
+    values: np.ndarray
+    """[vectors], each one's estimate of the trace."""
+    is_done: np.ndarray
+    """Whether they no longer change."""
+
+
+def _first_state(preconditioner: Preconditioner, seed: int, kept: Kept | None) -> _State:
+    there = None if kept is None else kept.load()
+    if there is not None and np.array_equal(there.pop("signature"), preconditioner.signature):
+        return _State(**there)
+    N = preconditioner.N
+    V = np.random.default_rng(seed).choice([-1.0, 1.0], (N, _VECTORS)) / math.sqrt(N)
+    nothing, none_yet = np.zeros((0, _VECTORS)), np.full(_VECTORS, np.inf)
+    return _State(V, np.zeros_like(V), np.zeros(_VECTORS), nothing, nothing, none_yet, np.array(False))
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(_VECTORS)
 
 
 def _quadratures(diagonals: np.ndarray, offs: np.ndarray) -> np.ndarray:

@@ -144,7 +144,7 @@ def solve(
         else:
             with _timed(times, "factorise"):
                 name = f"solve_{N}_{jitter:g}_{noise:g}"
-                factor = IterativeFactor(prepared, added, iterative.kept, name, say)
+                factor = IterativeFactor(prepared, added, iterative.state, name, say)
         with _timed(times, "solve"):
             stored_times = functools.partial(gram_times, gram) if prepared is None else prepared.products.stored_times
             return factor, *_solve_refined(stored_times, factor, Y, added, _REFINEMENTS if prepared is None else 0)

@@ -41,3 +41,17 @@ def test_a_solve_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch
     count[0] = 100
     np.testing.assert_array_equal(alpha(run, tmp_path / "stopped"), whole)
     assert not left.exists()
+
+
+def test_what_was_solved_before_a_later_step_was_stopped_is_not_solved_again(tmp_path, monkeypatch):
+    run = complete(tmp_path, make_data(120), n_max=16)
+    whole = alpha(run, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultFiles, "write", lambda *arguments: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            alpha(run, tmp_path / "stopped")
+    names = [f"solve_120_0_{noise}{of}.state.npz" for noise in ("0.001", "0.01") for of in ("", "_log_determinant")]
+    assert sorted(path.name for path in run.folder.glob("*.state.npz")) == sorted(names)
+    monkeypatch.setattr(conjugate_gradients, "_step", lambda *arguments: pytest.fail("a step"))
+    np.testing.assert_array_equal(alpha(run, tmp_path / "stopped"), whole)
+    assert not list(run.folder.glob("*.state.npz"))

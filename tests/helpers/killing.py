@@ -17,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 
-from cnn_gp.regression import conjugate_gradients
+from cnn_gp.regression import conjugate_gradients, kept
 from cnn_gp.store.kept_state import KeptState
 
 #: The exit status of a process that was ended so.
@@ -44,7 +44,7 @@ def kill_before(number: int, place: str) -> None:
 
 def kill_after_states(number: int) -> None:
     """Let conjugate gradients keep their state after each iteration; kill this process (-9) after so many of them."""
-    conjugate_gradients.SECONDS_BETWEEN_STATES = 0.0
+    kept.SECONDS_BETWEEN_STATES = 0.0
     real, saved = KeptState.save, [0]
 
     def save(self: KeptState, arrays: dict[str, np.ndarray]) -> None:
@@ -58,7 +58,7 @@ def kill_after_states(number: int) -> None:
 
 def keep_states_and_kill_before(number: int, place: str) -> None:
     """:func:`kill_before`, with states that are kept after each iteration."""
-    conjugate_gradients.SECONDS_BETWEEN_STATES = 0.0
+    kept.SECONDS_BETWEEN_STATES = 0.0
     kill_before(number, place)
 
 

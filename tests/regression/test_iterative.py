@@ -9,6 +9,7 @@ from scipy.linalg import cho_factor, cho_solve
 from cnn_gp.errors import UserError
 from cnn_gp.regression import conjugate_gradients as cg
 from cnn_gp.regression import iterative as module
+from cnn_gp.regression import kept as kept_module
 from cnn_gp.regression.cholesky import NotPositiveDefinite
 from cnn_gp.regression.gram_matrix import ArrayGram, leading_rows
 from cnn_gp.regression.iterative import Iterative, IterativeFactor
@@ -237,14 +238,23 @@ def test_taken_up_after_a_stop_to_the_same_bits(run, Y, after, monkeypatch):
     monkeypatch.setattr(cg, "_step", real)
     found = cg.conjugate_gradients(times(run), M, Y, 1e-9, kept)
     np.testing.assert_array_equal(found.X, whole.X)
-    assert found.iterations == whole.iterations and kept.there is None
+    assert found.iterations == whole.iterations
+    # The end is kept too: once more costs the product for the residual alone.
+    monkeypatch.setattr(cg, "_step", lambda *arguments: pytest.fail("a step"))
+    np.testing.assert_array_equal(cg.conjugate_gradients(times(run), M, Y, 1e-9, kept).X, whole.X)
+    # Other right sides begin at this solution.
+    monkeypatch.setattr(cg, "_step", real)
+    other = cg.conjugate_gradients(times(run), M, Y[:, ::-1].copy(), 1e-9, kept)
+    np.testing.assert_allclose(other.X, whole.X[:, ::-1], rtol=1e-6, atol=1e-8)
 
 
 def test_the_state_is_kept_on_the_way_and_goes_on_with_another_preconditioner(run, K, Y, monkeypatch):
-    monkeypatch.setattr(cg, "SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(kept_module, "SECONDS_BETWEEN_STATES", 0.0)
     kept = Memory()
     whole = cg.conjugate_gradients(times(run), preconditioner(run, 10), Y, 1e-9, kept)
-    assert [int(state["iterations"]) for state in kept.saved] == list(range(1, whole.iterations + 1))
+    # The last one at the end, too.
+    n = whole.iterations
+    assert [int(state["iterations"]) for state in kept.saved] == [*range(1, n + 1), n]
     # The solution so far is the start, also where it is gone on with another preconditioner.
     other = preconditioner(run, 20)
     fresh = cg.conjugate_gradients(times(run), other, Y, 1e-9)
@@ -295,6 +305,27 @@ def test_the_log_determinant_is_within_three_standard_errors(run, K, rank):
     found, error = log_determinant(lambda B: A @ B, preconditioner(run, rank))
     assert abs(found - np.linalg.slogdet(A)[1]) < 3 * error + 1e-9 * N
     assert error < 30
+
+
+def test_the_log_determinant_s_state_goes_on_to_the_same_bits(run, monkeypatch):
+    M, of_run, kept, count = preconditioner(run, 10), times(run), Memory(), [0]
+    whole = log_determinant(of_run, M)
+
+    def stopped(B):
+        count[0] += 1
+        if count[0] == 4:
+            raise KeyboardInterrupt
+        return of_run(B)
+
+    with pytest.raises(KeyboardInterrupt):
+        log_determinant(stopped, M, kept=kept)
+    assert len(kept.there["diagonals"]) == 3
+    assert log_determinant(stopped, M, kept=kept) == whole
+    # At its end nothing is left to be computed.
+    assert log_determinant(lambda B: pytest.fail("a product"), M, kept=kept) == whole
+    # Of another preconditioner's state nothing is taken.
+    other = preconditioner(run, 20)
+    assert log_determinant(of_run, other, kept=kept) == log_determinant(of_run, other)
 
 
 @pytest.mark.long

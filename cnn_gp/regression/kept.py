@@ -1,0 +1,59 @@
+"""Where a long computation's state is kept, so that it goes on after it was stopped."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import UserError
+from .cholesky import NotPositiveDefinite
+
+#: Seconds after which the state is kept.
+SECONDS_BETWEEN_STATES = 120.0
+
+
+class Kept(Protocol):
+    """Where the state of one computation is kept."""
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """What was saved for this computation, None where there is nothing whole."""
+
+    def save(self, arrays: dict[str, np.ndarray]) -> None:
+        """Write it, in place of what was saved before. :raises UserError: where it can't be written."""
+
+    def remove(self) -> None:
+        """It is no longer needed."""
+
+
+@contextlib.contextmanager
+def keeping(kept: Kept | None, arrays: Callable[[], dict[str, np.ndarray]]) -> Iterator[Callable[[], None]]:
+    """
+    For the block of a computation: a function that it calls after each step, which saves the state every few minutes.
+
+    At the end, and on an error or Ctrl-C, the state is saved too, but not where the matrix isn't positive definite.
+
+    :param arrays: the state after the last whole step.
+    """
+    saved = time.monotonic()
+
+    def keep() -> None:
+        nonlocal saved
+        if kept is not None and time.monotonic() - saved > SECONDS_BETWEEN_STATES:
+            kept.save(arrays())
+            saved = time.monotonic()
+
+    try:
+        yield keep
+    except NotPositiveDefinite:
+        if kept is not None:
+            kept.remove()
+        raise
+    except BaseException:
+        if kept is not None:
+            with contextlib.suppress(UserError):
+                kept.save(arrays())
+        raise
+    if kept is not None:
+        kept.save(arrays())
