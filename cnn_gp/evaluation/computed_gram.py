@@ -9,8 +9,8 @@ from ..errors import UserError
 from ..progress import Progress
 from ..regression.gram_matrix import ArrayKernel
 
-#: Rows that are computed at a time: a few strips of the fused engine.
-ROWS = 2048
+#: Rows that are computed at a time.
+ROWS = 512
 
 
 class ComputedGram:

@@ -234,7 +234,7 @@ class NNGPEstimator(BaseEstimator):
     def _check_memory(self, N: int, n_outputs: int) -> None:
         """Before the kernel is computed, which takes longest."""
         factors = self._n_factors * LowerTriangle.n_bytes(N)
-        iterative = least_bytes(N, n_outputs, min(ROWS, N), N)
+        iterative = least_bytes(N, n_outputs, min(ROWS, N), N, 4)
         solving = {"cholesky": factors, "cg": iterative, "auto": min(factors, iterative)}[self.solver]
         memory.check(
             ComputedGram.n_bytes(N) + solving,

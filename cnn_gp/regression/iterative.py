@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from .kept import Kept
 from .log_determinant import log_determinant
 from .memory_needs import memory_of_cluster
 from .pivoted_cholesky import LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
-from .tile_products import Products, TileProducts
+from .tile_products import ROWS_AT_A_TIME, Products, TileProducts
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -59,6 +59,10 @@ class Iterative:
         self._prepared: weakref.ref[Prepared] | None = None
         self._states: dict[str, Kept] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Files, connections and matrices in memory are this process's.
+        return {**vars(self), "kept": None, "client": None, "_prepared": None, "_states": {}}
+
     def state(self, name: str) -> Kept | None:
         """Where the state of the computation of this name is kept, until :meth:`remove_states`."""
         if self.kept is None:
@@ -87,7 +91,7 @@ class Iterative:
         :raises UserError: where the memory doesn't suffice even without both.
         """
         total = int(_SHARE * memory.available()) if self.memory is None else self.memory
-        fixed = least_bytes(N, n_columns, gram.n_max, gram.N)
+        fixed = least_bytes(N, n_columns, gram.n_max, gram.N, gram.diagonal().dtype.itemsize)
         if total < fixed:
             raise UserError(
                 f"Conjugate gradients with {N:,} images need {fixed / 1e9:.2f} GB of memory and have "
@@ -106,9 +110,9 @@ class Iterative:
         return ClusterProducts(self.client, gram, N, room)
 
 
-def least_bytes(N: int, n_columns: int, n_max: int, n_stored: int) -> int:
-    """The memory without preconditioner and kept tiles: vectors, and two rows of tiles, one of them in float64."""
-    return 8 * _VECTORS * N * n_columns + 20 * n_max * n_stored
+def least_bytes(N: int, n_columns: int, n_max: int, n_stored: int, itemsize: int) -> int:
+    """The memory without preconditioner and kept tiles: vectors, and some rows of tiles of so many bytes an entry."""
+    return 8 * _VECTORS * N * n_columns + ROWS_AT_A_TIME * itemsize * n_max * n_stored
 
 
 class Prepared:

@@ -16,7 +16,10 @@ from .gram_matrix import GramMatrix, gram_times, leading_rows
 from .row_product import MANY, row_product
 
 #: Threads that multiply, and rows that wait for one or for those before them.
-_THREADS, _WAITING = 4, 6
+_THREADS, _WAITING = 4, 3
+
+#: Rows of tiles that are in memory at a time, with files that are being read, besides those that are kept.
+ROWS_AT_A_TIME = 10
 
 
 class Products(Protocol):
