@@ -45,7 +45,7 @@ def test_conjugate_gradients_find_what_the_factorisation_finds(workdir):
 
 def test_auto_is_the_factorisation_where_its_memory_fits(workdir):
     assert solved(workdir, "auto", "--noise=1e-2")[1]["solver"] == "cholesky"
-    said, result, _ = solved(workdir, "little", "--noise=1e-2", "--memory=7e-4")
+    said, result, _ = solved(workdir, "little", "--noise=1e-2", "--memory=8e-4")
     assert result["solver"] == "cg" and "0.00 GB are there" in said
 
 
