@@ -19,7 +19,6 @@ from scipy.linalg import cholesky, solve_triangular
 from cnn_gp import cli, shared_flags
 from cnn_gp.provenance import software
 from cnn_gp.regression.conjugate_gradients import conjugate_gradients
-from cnn_gp.regression.gram_matrix import leading_rows
 from cnn_gp.regression.pivoted_cholesky import LowRank, Preconditioner, randomly_pivoted_cholesky
 from cnn_gp.regression.solve import targets
 from cnn_gp.regression.tile_products import TileProducts
@@ -30,6 +29,8 @@ shared_flags.define_run()
 flags.DEFINE_integer("N", 4000, "The first so many training images.")
 flags.DEFINE_integer("rank", 500, "Of all preconditioners.")
 flags.DEFINE_list("noise", ["0", "1e-6", "1e-4", "1e-3"], "Relative to the mean diagonal.")
+NAMES = ["none", "pivoted", "randomly pivoted", "Nystrom"]
+flags.DEFINE_multi_enum("preconditioner", NAMES, NAMES, "Those that are compared; may be given several times.")
 flags.DEFINE_integer("max_iterations", 1000, "After which a solve is given up.")
 flags.DEFINE_string("json", None, "File to write the measurements to.")
 
@@ -47,12 +48,12 @@ def nystrom(products: TileProducts, n: int, rank: int) -> np.ndarray:
     return np.asfortranarray(F)
 
 
-METHODS: dict[str, Callable[[TileProducts, int, int], np.ndarray]] = {
-    "none": lambda products, n, rank: np.zeros((n, 0), order="F"),
-    "pivoted": lambda products, n, rank: randomly_pivoted_cholesky(products, n, rank, greedy=True),
-    "randomly pivoted": lambda products, n, rank: randomly_pivoted_cholesky(products, n, rank),
-    "Nystrom": nystrom,
-}
+METHODS: tuple[Callable[[TileProducts, int, int], np.ndarray], ...] = (
+    lambda products, n, rank: np.zeros((n, 0), order="F"),
+    lambda products, n, rank: randomly_pivoted_cholesky(products, n, rank, greedy=True),
+    randomly_pivoted_cholesky,
+    nystrom,
+)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -69,15 +70,24 @@ def main() -> None:
     """Measure, print, write."""
     run, N = shared_flags.run_directory(), FLAGS.N
     gram, Y = StoredGram(run), targets(run.labels()["Y"][:N], run.description().n_classes)
-    reading = seconds(lambda: [None for _ in leading_rows(gram, N)])
+    reading, again = (
+        seconds(lambda again=again: [None for _ in gram.rows(0, N, again=again)])  # type: ignore[misc]
+        for again in (False, True)
+    )
     from_disk = TileProducts(gram, N, 0)
     products = TileProducts(gram, N, np.inf)
-    products.times(Y)
+    for first in (from_disk, products):
+        first.times(Y)
     streamed, in_memory = seconds(lambda: from_disk.times(Y)), seconds(lambda: products.times(Y))
-    print(f"N = {N:,}: reading {reading:.2f} s, a product from disk {streamed:.2f} s, from memory {in_memory:.2f} s")
+    print(
+        f"N = {N:,}: reading {reading:.2f} s, unverified {again:.2f} s, a product from disk {streamed:.2f} s, from "
+        f"memory {in_memory:.2f} s"
+    )
     diagonal = products.diagonal()
     made = {}
-    for name, method in METHODS.items():
+    for name, method in zip(NAMES, METHODS, strict=True):
+        if name not in FLAGS.preconditioner:
+            continue
         start = time.perf_counter()
         made[name] = LowRank(method(products, N, FLAGS.rank), float(diagonal.sum())), time.perf_counter() - start
     rows = []
@@ -105,7 +115,14 @@ def main() -> None:
             )
             print(*rows[-1].values(), flush=True)
     if FLAGS.json is not None:
-        result = {"N": N, "reading": reading, "product_from_disk": streamed, "product_in_memory": in_memory}
+        result = {
+            "run": run.name,
+            "N": N,
+            "reading": reading,
+            "reading_unverified": again,
+            "product_from_disk": streamed,
+            "product_in_memory": in_memory,
+        }
         Path(FLAGS.json).write_text(json.dumps({**result, "solves": rows, "software": software()}, indent=1) + "\n")
 
 
