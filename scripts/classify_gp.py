@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,19 +156,34 @@ def _iterative(run: RunDirectory, request: Request, client: "Client | None") -> 
     gram, N = StoredGram(run), request.N_train
     if FLAGS.solver == "cholesky" or (FLAGS.solver == "auto" and has_memory(gram, N, limit, client)):
         return None
-    iterative = Iterative(None if FLAGS.memory is None else int(limit), lambda name: KeptState(run, name), client)
-    rank, room = iterative.plan(gram, N, run.description().n_classes)
+    iterative = Iterative(
+        None if FLAGS.memory is None else int(limit),
+        _keep_states(run),
+        client,
+        many_right_sides=request.solves_for_images,
+    )
+    plan = iterative.plan(gram, N, run.description().n_classes)
     if client is None:
         where, needed, there = "of memory", n_bytes(N, gram.n_max, gram.N), min(limit, memory.available())
     else:
         where, needed, there = "of the cluster's memory", n_bytes_of_cluster(N), memory_of_cluster(client)
     print(
         f"{run.name}: solving for {N:,} images by conjugate gradients; a factor takes {needed / 1e9:.2f} GB {where}, "
-        f"{there / 1e9:.2f} GB are there. Rank {rank:,} takes {16e-9 * N * rank:.2f} GB here, {room / 1e9:.2f} GB are "
-        "for tiles.",
+        f"{there / 1e9:.2f} GB are there. Rank {plan.rank:,} takes {16e-9 * N * plan.rank:.2f} GB here, "
+        f"{plan.room / 1e9:.2f} GB are for tiles.",
         flush=True,
     )
     return iterative
+
+
+def _keep_states(run: RunDirectory) -> Callable[[str], KeptState] | None:
+    """Where states are kept: in the run's folder, where it can be written to."""
+    try:
+        run.check_writable()
+    except UserError as error:
+        print(f"warning: a solve that is stopped will begin anew: {error}", file=sys.stderr)
+        return None
+    return lambda name: KeptState(run, name)
 
 
 def _nngp_run(run: RunDirectory) -> RunDirectory:

@@ -1,5 +1,6 @@
 """Stage 2 as a whole: the solution of a stored run, what is asked of it, and the result files."""
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -74,6 +75,11 @@ class Request:
                 "A result holds the variances of the Gaussian process (--variances) or of the trained ensemble "
                 "(--ensemble): give one of them, and another --csv_dir for the other."
             )
+
+    @property
+    def solves_for_images(self) -> bool:
+        """Whether there is a right side for each of many images, besides one for each class."""
+        return self.variances or self.nngp is not None or self.leave_one_out or self.noise_by == "loo"
 
     def settings(self, fingerprint: str) -> Settings:
         """What decides the errors, for the run of this fingerprint."""
@@ -202,7 +208,8 @@ def classify(
         result = replace(result, times=times, extras=request.extras, peak_memory_bytes=_peak_memory())
     written = files.parse(files.write(result, arrays, seen))
     if iterative is not None:
-        iterative.remove_states()
+        with contextlib.suppress(UserError, OSError):
+            iterative.remove_states()
     return written
 
 

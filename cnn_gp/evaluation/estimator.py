@@ -217,7 +217,7 @@ class NNGPEstimator(BaseEstimator):
             f"Solving for {N:,} images by conjugate gradients; a factorisation takes {needed / 1e9:.2f} GB of memory, "
             f"{there / 1e9:.2f} GB are there."
         )
-        return Iterative()
+        return Iterative(many_right_sides=True)
 
     @property
     def _n_factors(self) -> int:

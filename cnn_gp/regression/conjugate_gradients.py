@@ -6,6 +6,8 @@ kept orthonormal, so that columns that converge early, or depend on each other, 
 is applied to M^-1/2 A M^-1/2; the residual that counts is that of A.
 """
 
+import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -32,6 +34,8 @@ class Converged:
     iterations: int
     is_stagnant: bool
     """Whether it ended before the residual was as small as was asked for, because it no longer fell."""
+    seconds_before: float
+    """That it took in programs that were stopped, and went on here."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,12 @@ def conjugate_gradients(
     :raises NotPositiveDefinite: where A isn't.
     """
     norm = float(np.linalg.norm(B)) or 1.0
-    state = _first_state(times, preconditioner, B, kept)
+    start = time.perf_counter()
+    state, seconds_before = _first_state(times, preconditioner, B, kept)
 
     def arrays() -> dict[str, np.ndarray]:
-        return {**vars(state), "signature": _signature(preconditioner, B)}
+        seconds = np.array(seconds_before + time.perf_counter() - start)
+        return {**vars(state), "signature": _signature(preconditioner, B), "seconds": seconds}
 
     with keeping(kept, arrays) as keep, Progress(max_iterations, "iterations", int(state.iterations)) as progress:
         while True:
@@ -95,26 +101,28 @@ def conjugate_gradients(
             progress.total = _expected_iterations(iterations + 1, residual, tolerance)
             progress(1, f"residual {residual:.1e}")
             keep()
-    return Converged(state.X, true, iterations, not true <= tolerance)
+    return Converged(state.X, true, iterations, not true <= tolerance, seconds_before)
 
 
 def _first_state(
     times: Callable[[np.ndarray], np.ndarray], preconditioner: Preconditioner, B: np.ndarray, kept: Kept | None
-) -> _State:
+) -> tuple[_State, float]:
+    """The state, and the seconds that it took before."""
     arrays = None if kept is None else kept.load()
     if arrays is None or arrays["X"].shape != B.shape:
-        return _begin(preconditioner, np.zeros_like(B), B, 0, np.zeros(0))
-    signature = arrays.pop("signature")
+        return _begin(preconditioner, np.zeros_like(B), B, 0, np.zeros(0)), 0.0
+    signature, seconds = arrays.pop("signature"), float(arrays.pop("seconds", 0.0))
     if np.array_equal(signature, _signature(preconditioner, B)):
-        return _State(**arrays)
+        return _State(**arrays), seconds
     # Another machine's rounding made another preconditioner, or B is another: the solution so far is the start.
     X = arrays["X"]
-    return _begin(preconditioner, X, B - times(X), int(arrays["iterations"]), np.zeros(0))
+    return _begin(preconditioner, X, B - times(X), int(arrays["iterations"]), np.zeros(0)), seconds
 
 
 def _signature(preconditioner: Preconditioner, B: np.ndarray) -> np.ndarray:
     """Numbers that differ where the system's solution isn't found by the same steps."""
-    return np.append(preconditioner.signature, [B.sum(), np.linalg.norm(B)])
+    digest = np.frombuffer(hashlib.sha256(B.tobytes()).digest(), "<u4")
+    return np.append(preconditioner.signature, digest)
 
 
 def _begin(preconditioner: Preconditioner, X: np.ndarray, R: np.ndarray, iterations: int, true: np.ndarray) -> _State:

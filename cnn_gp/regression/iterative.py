@@ -20,7 +20,7 @@ from ..errors import UserError
 from .conjugate_gradients import Converged, conjugate_gradients
 from .gram_matrix import GramMatrix
 from .kept import Kept
-from .log_determinant import log_determinant
+from .log_determinant import VECTORS, log_determinant
 from .memory_needs import memory_of_cluster
 from .pivoted_cholesky import LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
 from .tile_products import ROWS_AT_A_TIME, Products, TileProducts
@@ -43,6 +43,21 @@ PINNED = 0.5
 #: Arrays of the right sides' shape that conjugate gradients and a product have at a time.
 _VECTORS = 20
 
+#: Of the memory that isn't needed in any case, what is for right sides besides the classes', where such follow.
+_FOR_RIGHT_SIDES = 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the memory of a solve by conjugate gradients is for."""
+
+    rank: int
+    """Of the preconditioner."""
+    room: float
+    """Bytes for tiles, here or in the cluster."""
+    at_a_time: int
+    """Right sides that are solved for at a time."""
+
 
 @dataclass
 class Iterative:
@@ -54,6 +69,8 @@ class Iterative:
     """Where the state of a solve or of a log determinant is kept, by its name; None: nowhere."""
     client: "Client | None" = None
     """Of a Dask cluster, whose workers keep the tiles in place of this machine and multiply them."""
+    many_right_sides: bool = False
+    """Whether more right sides than the classes' follow, as for variances: some memory is left for them."""
 
     def __post_init__(self) -> None:
         self._prepared: weakref.ref[Prepared] | None = None
@@ -79,28 +96,34 @@ class Iterative:
         """What doesn't depend on the noise; the last one again, where it is still in use and of the same matrix."""
         there = None if self._prepared is None else self._prepared()
         if there is None or there.gram is not gram or (there.N, there.n_columns) != (N, n_columns):
-            rank, room = self.plan(gram, N, n_columns)
-            there = Prepared(self._products(gram, N, room), n_columns, rank)
+            plan = self.plan(gram, N, n_columns)
+            there = Prepared(self._products(gram, N, plan.room), n_columns, plan)
             self._prepared = weakref.ref(there)
         return there
 
-    def plan(self, gram: GramMatrix, N: int, n_columns: int) -> tuple[int, float]:
+    def plan(self, gram: GramMatrix, N: int, n_columns: int) -> "Plan":
         """
-        The preconditioner's rank, and the bytes that are left for tiles, here or in the cluster.
+        What the memory is for.
 
-        :raises UserError: where the memory doesn't suffice even without both.
+        :raises UserError: where it doesn't suffice even without a preconditioner and tiles that are kept.
         """
         total = int(_SHARE * memory.available()) if self.memory is None else self.memory
-        fixed = least_bytes(N, n_columns, gram.n_max, gram.N, gram.diagonal().dtype.itemsize)
+        # A cluster's workers read the tiles.
+        itemsize = gram.diagonal().dtype.itemsize if self.client is None else 0
+        fixed = least_bytes(N, n_columns, gram.n_max, gram.N, itemsize)
         if total < fixed:
             raise UserError(
                 f"Conjugate gradients with {N:,} images need {fixed / 1e9:.2f} GB of memory and have "
                 f"{total / 1e9:.2f} GB: give a larger --memory."
             )
+        at_a_time = max(n_columns, VECTORS)
+        if self.many_right_sides:
+            more = int(_FOR_RIGHT_SIDES * (total - fixed) / (8 * _VECTORS * N))
+            at_a_time = min(at_a_time + more, max(at_a_time, AT_A_TIME))
+            fixed = least_bytes(N, at_a_time, gram.n_max, gram.N, itemsize)
         rank = default_rank(N, n_columns, 0.4 * (total - fixed))
-        if self.client is not None:
-            return rank, PINNED * memory_of_cluster(self.client)
-        return rank, total - fixed - 16 * N * rank
+        room = total - fixed - 16 * N * rank if self.client is None else PINNED * memory_of_cluster(self.client)
+        return Plan(rank, room, at_a_time)
 
     def _products(self, gram: GramMatrix, N: int, room: float) -> Products:
         if self.client is None:
@@ -112,7 +135,7 @@ class Iterative:
 
 def least_bytes(N: int, n_columns: int, n_max: int, n_stored: int, itemsize: int) -> int:
     """The memory without preconditioner and kept tiles: vectors, and some rows of tiles of so many bytes an entry."""
-    return 8 * _VECTORS * N * n_columns + ROWS_AT_A_TIME * itemsize * n_max * n_stored
+    return 8 * _VECTORS * N * max(n_columns, VECTORS) + ROWS_AT_A_TIME * itemsize * n_max * n_stored
 
 
 class Prepared:
@@ -120,11 +143,11 @@ class Prepared:
     What all solves for the leading [N, N] of a Gram matrix share, whatever is added to its diagonal.
 
     :param n_columns: of the right sides.
-    :param rank: of the preconditioner, at most.
+    :param plan: with the preconditioner's rank, at most.
     """
 
-    def __init__(self, products: Products, n_columns: int, rank: int) -> None:
-        self.products, self.n_columns, self._rank = products, n_columns, rank
+    def __init__(self, products: Products, n_columns: int, plan: Plan) -> None:
+        self.products, self.n_columns, self.plan = products, n_columns, plan
         self.gram, self.N = products.gram, products.N
         self._leading: tuple[int, LowRank] | None = None
 
@@ -133,7 +156,7 @@ class Prepared:
         if self._leading is None or self._leading[0] != n:
             self._leading = None
             start = time.perf_counter()
-            rank = min(self._rank, default_rank(n, self.n_columns, math.inf))
+            rank = min(self.plan.rank, default_rank(n, self.n_columns, math.inf))
             trace = float(self.products.diagonal()[:n].sum())
             self._leading = n, LowRank(randomly_pivoted_cholesky(self.products, n, rank), trace)
             say(
@@ -167,6 +190,8 @@ class IterativeFactor:
         self._log_determinants: dict[int, tuple[float, float]] = {}
         self.iterations = 0
         """Of the first solve."""
+        self.seconds_before = 0.0
+        """That the first solve took in programs that were stopped, and went on in this one."""
         self._preconditioned: tuple[LowRank, Preconditioner] | None = None
         self.rank = prepared.low_rank(self.N, say).rank
 
@@ -175,11 +200,15 @@ class IterativeFactor:
         n = self.N if n is None else n
         if len(B) != n:
             raise ValueError(f"The right side has {len(B)} rows; expected {n}.")
+        width = self._prepared.plan.at_a_time
+        if B.shape[1] > width:
+            return np.hstack([self.solve(B[:, left : left + width], n) for left in range(0, B.shape[1], width)])
         is_for_classes = B.shape[1] == self._prepared.n_columns and (n < self.N or self.iterations == 0)
         # Of many right sides the solutions take more memory than is worth keeping.
         kept = self._state(self._name_of(n)) if is_for_classes else None
         found = conjugate_gradients(self.times, self._preconditioner(n), np.array(B, np.float64), TOLERANCE, kept)
-        self.iterations = self.iterations or found.iterations
+        if self.iterations == 0:
+            self.iterations, self.seconds_before = found.iterations, found.seconds_before
         if found.is_stagnant:
             self._say(_stagnant(found, n))
         return found.X

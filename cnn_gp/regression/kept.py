@@ -30,18 +30,24 @@ class Kept(Protocol):
 @contextlib.contextmanager
 def keeping(kept: Kept | None, arrays: Callable[[], dict[str, np.ndarray]]) -> Iterator[Callable[[], None]]:
     """
-    For the block of a computation: a function that it calls after each step, which saves the state every few minutes.
+    Gives the block a function to call after each step; it saves the state every few minutes.
 
     At the end, and on an error or Ctrl-C, the state is saved too, but not where the matrix isn't positive definite.
+    Where it can't be written, the computation goes on without.
 
     :param arrays: the state after the last whole step.
     """
     saved = time.monotonic()
 
+    def save() -> None:
+        if kept is not None:
+            with contextlib.suppress(UserError):
+                kept.save(arrays())
+
     def keep() -> None:
         nonlocal saved
-        if kept is not None and time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-            kept.save(arrays())
+        if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
+            save()
             saved = time.monotonic()
 
     try:
@@ -51,9 +57,6 @@ def keeping(kept: Kept | None, arrays: Callable[[], dict[str, np.ndarray]]) -> I
             kept.remove()
         raise
     except BaseException:
-        if kept is not None:
-            with contextlib.suppress(UserError):
-                kept.save(arrays())
+        save()
         raise
-    if kept is not None:
-        kept.save(arrays())
+    save()

@@ -18,7 +18,7 @@ from .kept import Kept, keeping
 from .pivoted_cholesky import Preconditioner
 
 #: Random vectors, and the largest number of steps with each.
-_VECTORS, _STEPS = 16, 200
+VECTORS, _STEPS = 16, 200
 
 #: Steps end where the estimate changes by less than this part of its standard error.
 _PART = 0.02
@@ -91,13 +91,13 @@ def _first_state(preconditioner: Preconditioner, seed: int, kept: Kept | None) -
     if there is not None and np.array_equal(there.pop("signature"), preconditioner.signature):
         return _State(**there)
     N = preconditioner.N
-    V = np.random.default_rng(seed).choice([-1.0, 1.0], (N, _VECTORS)) / math.sqrt(N)
-    nothing, none_yet = np.zeros((0, _VECTORS)), np.full(_VECTORS, np.inf)
-    return _State(V, np.zeros_like(V), np.zeros(_VECTORS), nothing, nothing, none_yet, np.array(False))
+    V = np.random.default_rng(seed).choice([-1.0, 1.0], (N, VECTORS)) / math.sqrt(N)
+    nothing, none_yet = np.zeros((0, VECTORS)), np.full(VECTORS, np.inf)
+    return _State(V, np.zeros_like(V), np.zeros(VECTORS), nothing, nothing, none_yet, np.array(False))
 
 
 def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(_VECTORS)
+    return float(values.std(ddof=1)) / math.sqrt(VECTORS)
 
 
 def _quadratures(diagonals: np.ndarray, offs: np.ndarray) -> np.ndarray:

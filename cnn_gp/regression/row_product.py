@@ -5,6 +5,9 @@ The row is used twice, as it is and transposed. BLAS needs its entries in float6
 for more columns than ten; here one pass over the entries does both (benchmarks/README.md).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -21,12 +24,14 @@ def row_product(B: np.ndarray, entries: np.ndarray) -> np.ndarray:
 
     With fewer than :data:`MANY` columns it runs in the thread that calls it, without Python's lock.
 
-    :param B: [N, m] float64 from its row on, for the first N columns, N at most M.
-    :param entries: [rows, M] from the diagonal on, float32 or float64.
+    :param B: [N, m] float64 from its row on, for the first N columns, N at least the rows and at most M.
+    :param entries: [rows, M] from the diagonal on; float32 and float64 aren't converted.
     """
     (n, M), (N, m) = entries.shape, B.shape
     total = np.zeros((M, m))
     if m < MANY:
+        if entries.dtype not in (np.float32, np.float64):
+            entries = entries.astype(np.float64)
         _add_row_product(np.ascontiguousarray(B), np.ascontiguousarray(entries), total)
         return total
     converted = entries.astype(np.float64)
@@ -35,8 +40,15 @@ def row_product(B: np.ndarray, entries: np.ndarray) -> np.ndarray:
     return total
 
 
-# Sums of products may be added up in any order and fused, as BLAS does; LLVM makes vectors of them only so.
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _compiled(function: Callable) -> Any:
+    """Compile at the first call, without Python's lock, and keep the machine code on disk where Numba finds a place."""
+    # Sums of products may be added up in any order and fused, as BLAS does; LLVM makes vectors of them only so.
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "nsz", "contract"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        # Neither the package's folder nor a home can be written to. It takes seconds in each process then.
+        return numba.njit(**options)(function)
 
 
 @_compiled

@@ -147,7 +147,10 @@ def solve(
                 factor = IterativeFactor(prepared, added, iterative.state, name, say)
         with _timed(times, "solve"):
             stored_times = functools.partial(gram_times, gram) if prepared is None else prepared.products.stored_times
-            return factor, *_solve_refined(stored_times, factor, Y, added, _REFINEMENTS if prepared is None else 0)
+            solved = _solve_refined(stored_times, factor, Y, added, _REFINEMENTS if prepared is None else 0)
+        if isinstance(factor, IterativeFactor):
+            times["solve"] += factor.seconds_before
+        return factor, *solved
 
     (factor, found, refinements), jitter = _climb_jitter_ladder(solved_at, jitter, N, say, images)
     with _timed(times, "spectrum"):

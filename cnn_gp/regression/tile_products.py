@@ -15,7 +15,7 @@ import numpy as np
 from .gram_matrix import GramMatrix, gram_times, leading_rows
 from .row_product import MANY, row_product
 
-#: Threads that multiply, and rows that wait for one or for those before them.
+#: Threads that multiply, and rows that are multiplied or wait to be added up, besides the newest.
 _THREADS, _WAITING = 4, 3
 
 #: Rows of tiles that are in memory at a time, with files that are being read, besides those that are kept.
@@ -106,7 +106,7 @@ class TileProducts:
             kept = {}
             for start, entries in leading_rows(self.gram, self.N):
                 if start >= self._first_kept:
-                    kept[start] = np.ascontiguousarray(entries[:, : self.N - start])
+                    kept[start] = entries = np.ascontiguousarray(entries[:, : self.N - start])
                 if start < n:
                     yield start, entries[: n - start, : n - start]
             # Only now: after an error in the middle all are read again.

@@ -1,4 +1,4 @@
-"""The state of a long solve in a run's folder: written atomically, sealed, and removed when it is done."""
+"""The state of a long computation in a run's folder: written atomically, sealed, removed when the result is written."""
 
 import io
 

@@ -180,6 +180,7 @@ class Parts:
     ) -> Row:
         try:
             entries, diagonal = part_file.from_bytes(content, row, selection)
+            # What was read before was finite, and of a file that is new since then the writer has seen to it.
             if not again and not np.isfinite(entries).all():
                 raise Damaged("it holds numbers that aren't finite")
         except Damaged as error:

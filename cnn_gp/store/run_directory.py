@@ -186,7 +186,7 @@ class RunDirectory(RunFolder):
 
     def delete_parts(self) -> None:
         """
-        Delete the view, then the parts, and what a solve that was never finished has kept (:mod:`.kept_state`).
+        Delete the view, then the parts, and what solves have kept whose result was never written (:mod:`.kept_state`).
 
         The description, labels and images stay: predictions need these.
         """

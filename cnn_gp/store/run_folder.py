@@ -92,8 +92,7 @@ class RunFolder:
         """
         A file of the run, every byte of it verified.
 
-        :param again: not once more, where it was by this object and the file is as it was then.
-
+        :param again: not once more where this object has verified it and the file hasn't changed since.
         :raises FileNotFoundError: where it isn't there.
         :raises Damaged: where it isn't what was written, or another run's.
         :raises UserError: where the disk can't read it.

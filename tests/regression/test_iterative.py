@@ -239,6 +239,7 @@ def test_taken_up_after_a_stop_to_the_same_bits(run, Y, after, monkeypatch):
     found = cg.conjugate_gradients(times(run), M, Y, 1e-9, kept)
     np.testing.assert_array_equal(found.X, whole.X)
     assert found.iterations == whole.iterations
+    assert found.seconds_before > 0 == whole.seconds_before
     # The end is kept too: once more costs the product for the residual alone.
     monkeypatch.setattr(cg, "_step", lambda *arguments: pytest.fail("a step"))
     np.testing.assert_array_equal(cg.conjugate_gradients(times(run), M, Y, 1e-9, kept).X, whole.X)
@@ -396,9 +397,34 @@ def test_memory_that_is_too_little(run, Y):
 def test_a_limited_memory_gives_the_same_solution(run, Y):
     Kxx = stored(run)[0]
     enough = solve(Kxx, Y, noise=NOISE, iterative=Iterative())
-    little = solve(Kxx, Y, noise=NOISE, iterative=Iterative(memory=500_000))
+    little = solve(Kxx, Y, noise=NOISE, iterative=Iterative(memory=1_250_000))
     assert little.factor._prepared.products.share_in_memory < 0.5 and little.factor.rank < enough.factor.rank
     np.testing.assert_allclose(little.products, enough.products, atol=1e-6)
+
+
+def test_many_right_sides_are_solved_for_in_groups_that_memory_allows(run, Y, rng):
+    gram = stored(run)[0]
+    # Some 800 kB for vectors, of which a right side takes 48 kB, are left after what is needed in any case.
+    few = Iterative(memory=5_000_000, many_right_sides=True)
+    plan = few.plan(gram, N, 3)
+    assert 16 < plan.at_a_time < 60 and plan.room < Iterative(memory=5_000_000).plan(gram, N, 3).room
+    assert Iterative(memory=10**9, many_right_sides=True).plan(gram, N, 3).at_a_time == module.AT_A_TIME
+    solution = solve(gram, Y, noise=NOISE, iterative=few)
+    B = rng.normal(size=(N, 2 * plan.at_a_time + 1))
+    exact = solve(gram, Y, noise=NOISE).factor.solve(B.copy())
+    np.testing.assert_allclose(solution.factor.solve(B), exact, atol=1e-6 * abs(exact).max())
+
+
+def test_a_state_that_cannot_be_written_stops_no_solve(run, Y, monkeypatch):
+    class Full(Memory):
+        def save(self, arrays):
+            super().save(arrays)
+            raise UserError("The disk is full.")
+
+    monkeypatch.setattr(kept_module, "SECONDS_BETWEEN_STATES", 0.0)
+    kept, M = Full(), preconditioner(run)
+    found = cg.conjugate_gradients(times(run), M, Y, 1e-9, kept)
+    assert len(kept.saved) > 1 and found.relative_residual <= 1e-9
 
 
 def test_jitter_is_added_where_the_matrix_is_not_positive_definite(Y, K):

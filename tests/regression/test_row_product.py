@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cnn_gp.regression import row_product as module
 from cnn_gp.regression.row_product import MANY, row_product
 
 
@@ -22,4 +23,16 @@ def test_equals_the_products_of_the_row_and_its_transpose(rng, dtype, n_rows, M,
     np.testing.assert_array_equal(row_product(B, entries), found)
     wider = np.concatenate([entries, entries], axis=1)
     np.testing.assert_array_equal(row_product(np.asfortranarray(B), wider[:, :M]), found)
+    # Of other types of numbers too.
+    np.testing.assert_array_equal(row_product(B, entries.astype(entries.dtype.newbyteorder())), found)
     assert np.isnan(row_product(np.full_like(B, np.nan), entries)).all()
+
+
+def test_where_numba_finds_no_place_for_its_cache_it_compiles_without(monkeypatch):
+    def jit(**options):
+        if options.get("cache"):
+            raise RuntimeError("no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(module.numba, "njit", jit)
+    assert module._compiled(len) is len
