@@ -169,7 +169,7 @@ def _iterative(run: RunDirectory, request: Request, client: "Client | None") -> 
         where, needed, there = "of the cluster's memory", n_bytes_of_cluster(N), memory_of_cluster(client)
     print(
         f"{run.name}: solving for {N:,} images by conjugate gradients; a factor takes {needed / 1e9:.2f} GB {where}, "
-        f"{there / 1e9:.2f} GB are there. Rank {plan.rank:,} takes {16e-9 * N * plan.rank:.2f} GB here, "
+        f"{there / 1e9:.2f} GB are there. Rank {plan.rank:,} takes {1e-9 * plan.of_preconditioner:.2f} GB here, "
         f"{plan.room / 1e9:.2f} GB are for tiles.",
         flush=True,
     )

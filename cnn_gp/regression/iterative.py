@@ -22,7 +22,7 @@ from .gram_matrix import GramMatrix
 from .kept import Kept
 from .log_determinant import VECTORS, log_determinant
 from .memory_needs import memory_of_cluster
-from .pivoted_cholesky import LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
+from .pivoted_cholesky import BYTES, LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
 from .tile_products import ROWS_AT_A_TIME, Products, TileProducts
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Plan:
 
     rank: int
     """Of the preconditioner."""
+    of_preconditioner: int
+    """Bytes that it takes while it is made."""
     room: float
     """Bytes for tiles, here or in the cluster."""
     at_a_time: int
@@ -122,8 +124,9 @@ class Iterative:
             at_a_time = min(at_a_time + more, max(at_a_time, AT_A_TIME))
             fixed = least_bytes(N, at_a_time, gram.n_max, gram.N, itemsize)
         rank = default_rank(N, n_columns, 0.4 * (total - fixed))
-        room = total - fixed - 16 * N * rank if self.client is None else PINNED * memory_of_cluster(self.client)
-        return Plan(rank, room, at_a_time)
+        of_preconditioner = BYTES * N * rank
+        room = total - fixed - of_preconditioner if self.client is None else PINNED * memory_of_cluster(self.client)
+        return Plan(rank, of_preconditioner, room, at_a_time)
 
     def _products(self, gram: GramMatrix, N: int, room: float) -> Products:
         if self.client is None:

@@ -22,13 +22,17 @@ _PASSES, _MOST_PASSES = 10, 40
 _ROUNDING = 1e-9
 
 
+#: Memory of the factor's [N, rank] numbers while it is made: them in float64, and some columns more.
+BYTES = 12
+
+
 def default_rank(N: int, n_columns: int, limit: float) -> int:
     """
     The rank whose factor takes about as long to make as 50 products of the matrix with the right sides.
 
-    :param limit: bytes for the factor [N, rank] and as much again while it is made.
+    :param limit: bytes that it may take.
     """
-    return int(max(0, min(math.sqrt(12.5 * N * n_columns), limit / (16 * N), N / 4)))
+    return int(max(0, min(math.sqrt(12.5 * N * n_columns), limit / (BYTES * N), N / 4)))
 
 
 def randomly_pivoted_cholesky(
