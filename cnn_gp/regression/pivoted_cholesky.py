@@ -10,7 +10,8 @@ or rejected so that the pivots have the distribution that they have one by one.
 import math
 
 import numpy as np
-from scipy.linalg import eigh, qr, solve_triangular
+from scipy.linalg import LinAlgError, cholesky, eigh, qr, solve_triangular
+from scipy.linalg.blas import dsyrk, dtrsm
 
 from ..progress import Progress
 from .tile_products import Products
@@ -115,10 +116,28 @@ class LowRank:
         if self.rank == 0:
             self.Q, self.eigenvalues, self.V = F, np.zeros(0), np.zeros((0, 0))
             return
-        self.Q, R = qr(F, mode="economic", overwrite_a=True, check_finite=False)
+        self.Q, R = _orthonormal(F)
         eigenvalues, self.V = eigh(R @ R.T)
         self.eigenvalues = np.maximum(eigenvalues, 0)
         """[rank], of the eigenvectors Q V."""
+
+
+def _orthonormal(F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Q [N, rank] with orthonormal columns, in the place of F where it is Fortran-ordered, and R with F = Q R.
+
+    By Cholesky QR, twice (Yamamoto et al. 2015): with products of matrices alone it is many times as fast as
+    Householder's reflections, and as good where the condition number of F is below 1e8.
+    """
+    R = np.eye(F.shape[1])
+    for _ in range(2):
+        try:
+            factor = cholesky(dsyrk(1.0, F, trans=1), check_finite=False)
+        except LinAlgError:
+            Q, rest = qr(F, mode="economic", overwrite_a=True, check_finite=False)
+            return Q, rest @ R
+        F, R = dtrsm(1.0, factor, F, side=1, overwrite_b=1), factor @ R
+    return F, R
 
 
 class Preconditioner:

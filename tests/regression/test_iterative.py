@@ -273,6 +273,17 @@ def test_stagnation_is_said_with_the_true_residual(run, K, Y, monkeypatch):
     np.testing.assert_allclose(found.relative_residual, np.linalg.norm(R) / np.linalg.norm(Y), rtol=0.5)
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e7, 1e14])
+def test_the_preconditioner_s_factor_has_orthonormal_columns(rng, condition):
+    wide = rng.normal(size=(400, 50)) * np.logspace(0, -np.log10(condition), 50)
+    F = np.asfortranarray(wide @ rng.normal(size=(50, 50)))
+    low_rank = LowRank(F.copy(order="F"), 1e9)
+    np.testing.assert_allclose(low_rank.Q.T @ low_rank.Q, np.eye(50), atol=1e-13)
+    vectors = low_rank.Q @ low_rank.V
+    found = (vectors * low_rank.eigenvalues) @ vectors.T
+    np.testing.assert_allclose(found, F @ F.T, atol=1e-12 * abs(F @ F.T).max())
+
+
 # The whole solve -----------------------------------------------------------------------------------------------------
 
 
