@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, eigh, qr, solve_triangular
-from scipy.linalg.blas import dsyrk, dtrsm
+from scipy.linalg.blas import dgemm, dsyrk, dtrsm
 
 from ..progress import Progress
 from .tile_products import Products
@@ -62,7 +62,7 @@ def randomly_pivoted_cholesky(
             proposed, first = np.unique(proposed, return_index=True)
             proposed = proposed[np.argsort(first)]
             columns = products.columns(proposed, n)
-            columns -= F[:, :done] @ F[proposed, :done].T
+            columns = dgemm(-1.0, F[:, :done], F[proposed, :done], trans_b=1, beta=1.0, c=columns, overwrite_c=1)
             accepted, triangle = _accept(columns[proposed], rng, greedy=greedy)
             new = solve_triangular(triangle, columns[:, accepted].T, lower=True).T
             F[:, done : done + len(accepted)] = new
@@ -159,7 +159,11 @@ class Preconditioner:
 
     def inverse_root_times(self, B: np.ndarray) -> np.ndarray:
         """M^-1/2 B, for B [N, m]."""
-        return B / math.sqrt(self.mu) + self._Q @ (self._inner @ (self._Q.T @ B))
+        if self.rank == 0:
+            return B / math.sqrt(self.mu)
+        # SciPy's BLAS: NumPy's may be older and slow on a processor that it doesn't know.
+        inside = self._inner @ dgemm(1.0, self._Q, B, trans_a=1)
+        return dgemm(1.0, self._Q, inside, beta=1.0, c=np.asfortranarray(B / math.sqrt(self.mu)), overwrite_c=1)
 
     @property
     def log_determinant(self) -> float:
