@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..progress import Progress
+from .row_product import row_product
 
 
 class KernelMatrix(Protocol):
@@ -133,9 +134,6 @@ def gram_times(gram: GramMatrix, alpha: np.ndarray) -> np.ndarray:
     product = np.zeros((gram.N, alpha.shape[1]))
     with Progress(N, "rows of Kxx multiplied") as progress:
         for start, entries in leading_rows(gram, N):
-            rows = entries.astype(np.float64)
-            stop = start + len(rows)
-            product[start:stop] += rows[:, : N - start] @ alpha[start:]
-            product[stop:] += rows[:, stop - start :].T @ alpha[start:stop]
-            progress(len(rows))
+            product[start:] += row_product(alpha[start:], entries)
+            progress(len(entries))
     return product
