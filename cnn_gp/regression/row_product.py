@@ -10,6 +10,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from scipy.linalg.blas import dgemm
 
 #: Columns of right sides from which on BLAS, in its own threads, is faster.
 MANY = 32
@@ -34,9 +35,10 @@ def row_product(B: np.ndarray, entries: np.ndarray) -> np.ndarray:
             entries = entries.astype(np.float64)
         _add_row_product(np.ascontiguousarray(B), np.ascontiguousarray(entries), total)
         return total
-    converted = entries.astype(np.float64)
-    total[:n] = converted[:, :N] @ B
-    total[n:] = converted[:, n:].T @ B[:n]
+    # SciPy's BLAS: NumPy's may be older and slow on a processor that it doesn't know.
+    converted = entries.astype(np.float64, order="C").T
+    total[:] = dgemm(1.0, converted, B[:n])
+    total[:n] = dgemm(1.0, converted[:N], B, trans_a=1)
     return total
 
 
