@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -91,6 +93,16 @@ def connect(address: str, folder: Path) -> Iterator[Cluster]:
 def workers_of(client: "Client") -> dict[str, dict[str, Any]]:
     """What the scheduler says of each worker, by its address."""
     return client.scheduler_info(n_workers=-1)["workers"]
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """
+    An array that came over the network, whose numbers may begin at any byte, at addresses that suit its dtype.
+
+    NumPy's BLAS reads such an array without a copy, and crashes the process where it takes a processor for one without
+    AVX.
+    """
+    return np.require(array, requirements="A")
 
 
 def as_completed(client: "Client", futures: "Sequence[Future]") -> "Iterator[Future]":

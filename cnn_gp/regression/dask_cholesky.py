@@ -14,7 +14,7 @@ import dask.array as da
 import numpy as np
 from distributed import futures_of
 
-from ..cluster import as_completed
+from ..cluster import aligned, as_completed
 from ..progress import Progress
 from .cholesky import NotPositiveDefinite
 from .gram_matrix import GramMatrix
@@ -108,7 +108,7 @@ class ClusterFactor:
     def _compute(self, array: da.Array) -> np.ndarray:
         """A small array, as the client's."""
         (future,) = as_completed(self._client, [self._client.compute(array)])
-        return future.result()
+        return aligned(future.result())
 
     def _leading(self, B: np.ndarray, n: int | None) -> tuple[da.Array, da.Array]:
         """The chunks of the factor that hold its leading n rows and columns, and B filled up with zeros to fit."""

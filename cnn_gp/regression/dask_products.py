@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ..cluster import as_completed, workers_of
+from ..cluster import aligned, as_completed, workers_of
 from ..progress import Progress
 from .gram_matrix import GramMatrix
 from .row_product import row_product
@@ -126,7 +126,7 @@ class ClusterProducts:
                 products[first, min(stop, n_leaves)] = product
 
             (found,) = as_completed(self._client, [self._sum_of(products, 0, n_leaves)])
-            return found.result()
+            return aligned(found.result())
 
         return self._again_after_a_loss(work)
 

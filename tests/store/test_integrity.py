@@ -153,7 +153,7 @@ def test_a_record_whose_sizes_arent_its_labels_is_refused_before_anything_is_cou
 def test_a_part_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch, error):
     run = complete(tmp_path, make_data())
 
-    def fails(path, owner):
+    def fails(path, owner, **options):
         raise OSError(error, "said by the disk")
 
     with monkeypatch.context() as patch:
