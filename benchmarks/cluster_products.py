@@ -20,7 +20,8 @@ from distributed import Client, LocalCluster
 from cnn_gp import cli
 from cnn_gp.provenance import software
 from cnn_gp.regression.gram_matrix import ArrayGram
-from cnn_gp.regression.tile_products import TileProducts, add_at_end
+from cnn_gp.regression.tile_products import TileProducts
+from cnn_gp.regression.tree_sum import add_at_end
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("N", 8000, "Images of the made matrix.")

@@ -7,7 +7,7 @@ import numpy as np
 from ..engines.engine import Engine
 from ..errors import UserError
 from ..progress import Progress
-from ..regression.gram_matrix import ArrayKernel
+from ..regression.gram_matrix import ArrayKernel, in_pieces
 
 #: Rows that are computed at a time.
 ROWS = 512
@@ -37,11 +37,15 @@ class ComputedGram:
         """The memory that it takes in float32, and a row of tiles in float64 twice while it is read."""
         return sum(4 * min(n_max, N - start) * (N - start) for start in range(0, N, n_max)) + 16 * min(n_max, N) * N
 
-    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`~cnn_gp.regression.gram_matrix.GramMatrix.rows`"""
         for i, entries in enumerate(self._rows):
             if start <= i * self.n_max < (self.N if stop is None else stop):
                 yield i * self.n_max, entries
+
+    def pieces(self, start: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+        """:meth:`~cnn_gp.regression.gram_matrix.GramMatrix.pieces`"""
+        yield from in_pieces(self._rows[start // self.n_max], width)
 
     def diagonal(self) -> np.ndarray:
         """:meth:`~cnn_gp.regression.gram_matrix.GramMatrix.diagonal`"""

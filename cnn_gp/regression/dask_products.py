@@ -5,6 +5,7 @@ For a product the vectors are sent to all workers, and the sum of what each make
 futures: those of a worker that is lost are read again by others, by Dask itself.
 """
 
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,8 @@ from ..cluster import aligned, as_completed, workers_of
 from ..progress import Progress
 from .gram_matrix import GramMatrix
 from .row_product import row_product
-from .tile_products import add_at_end, halves, pieces_of_columns, sum_in_pairs
+from .tile_products import pieces_of_columns
+from .tree_sum import add_at_end, halves, tree_sum
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -122,8 +124,9 @@ class ClusterProducts:
             products = {}
             for i in self._within(len(B)):
                 first, stop = self._ranges[i]
-                product = self._submit(_product, rows[i], vectors, M, place=self._places[i])
-                products[first, min(stop, n_leaves)] = product
+                stop = min(stop, n_leaves)
+                arguments = rows[i], (stop - first, self.gram.n_max), vectors, M
+                products[first, stop] = self._submit(_product, *arguments, place=self._places[i])
 
             (found,) = as_completed(self._client, [self._sum_of(products, 0, n_leaves)])
             return aligned(found.result())
@@ -188,10 +191,18 @@ def _shared_out(sizes: np.ndarray, threads: dict[str, int]) -> list[str]:
 # On a worker ---------------------------------------------------------------------------------------------------------
 
 
-def _product(rows: _Rows, B: np.ndarray, M: int) -> np.ndarray:
-    """What some rows, cut to len(B) rows and M columns, and their transpose add to the product: its end."""
-    within = ((start, entries[: len(B) - start, : M - start]) for start, entries in rows if start < len(B))
-    return sum_in_pairs(row_product(B[start:], entries) for start, entries in within)
+def _product(rows: _Rows, tiles: tuple[int, int], B: np.ndarray, M: int) -> np.ndarray:
+    """
+    What the first rows, cut to len(B) rows and M columns, and their transpose add to the product: its end.
+
+    :param tiles: rows of tiles, and the tiles' width.
+    """
+    n_rows, n_max = tiles
+    products = (
+        (i, row_product(B[start:], entries[: len(B) - start, : M - start], n_max))
+        for i, (start, entries) in enumerate(itertools.islice(rows, n_rows))
+    )
+    return tree_sum(products, n_rows)
 
 
 def _sum(total: np.ndarray, part: np.ndarray) -> np.ndarray:

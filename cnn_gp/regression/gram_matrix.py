@@ -36,12 +36,22 @@ class GramMatrix(Protocol):
     def n_max(self) -> int:
         """The largest number of rows that come at a time."""
 
-    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """
         (first row, entries [rows, N - first row] from the diagonal on) of each row of tiles, float32 or float64.
 
         :param start, stop: of those whose first row is from ``start`` on and before ``stop``.
-        :param again: they were read before: what was verified then needn't be once more.
+        """
+
+    def pieces(self, start: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+        """
+        (first column from the diagonal on, entries [rows, at most width]) of the pieces of one row of tiles, in order.
+
+        For products, which read the matrix again and again, in any thread; what the first reading verifies the others
+        needn't. An array is written over by the next one.
+
+        :param start: the row's first row.
+        :param width: a multiple of ``n_max``.
         """
 
     def diagonal(self) -> np.ndarray:
@@ -103,11 +113,15 @@ class ArrayGram:
         """:attr:`GramMatrix.N`"""
         return len(self.K)
 
-    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """:meth:`GramMatrix.rows`"""
         for first in range(0, self.N, self.n_max):
             if start <= first < (self.N if stop is None else stop):
                 yield first, self.K[first : first + self.n_max, first:]
+
+    def pieces(self, start: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+        """:meth:`GramMatrix.pieces`"""
+        yield from in_pieces(self.K[start : start + self.n_max, start:], width)
 
     def diagonal(self) -> np.ndarray:
         """:meth:`GramMatrix.diagonal`"""
@@ -116,6 +130,12 @@ class ArrayGram:
     def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
         """:meth:`GramMatrix.block`"""
         return self.K[start:stop, left:right]
+
+
+def in_pieces(entries: np.ndarray, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first column, entries) of pieces of a row that is in memory."""
+    for left in range(0, entries.shape[1], width):
+        yield left, entries[:, left : left + width]
 
 
 def leading_rows(matrix: KernelMatrix | GramMatrix, n_rows: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -134,6 +154,6 @@ def gram_times(gram: GramMatrix, alpha: np.ndarray) -> np.ndarray:
     product = np.zeros((gram.N, alpha.shape[1]))
     with Progress(N, "rows of Kxx multiplied") as progress:
         for start, entries in leading_rows(gram, N):
-            product[start:] += row_product(alpha[start:], entries)
+            product[start:] += row_product(alpha[start:], entries, gram.n_max)
             progress(len(entries))
     return product

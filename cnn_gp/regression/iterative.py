@@ -23,7 +23,7 @@ from .kept import Kept
 from .log_determinant import VECTORS, log_determinant
 from .memory_needs import memory_of_cluster
 from .pivoted_cholesky import BYTES, LowRank, Preconditioner, default_rank, randomly_pivoted_cholesky
-from .tile_products import ROWS_AT_A_TIME, Products, TileProducts
+from .tile_products import THREADS, Products, TileProducts
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -42,6 +42,9 @@ PINNED = 0.5
 
 #: Arrays of the right sides' shape that conjugate gradients and a product have at a time.
 _VECTORS = 20
+
+#: Rows of tiles that are in memory at a time besides those that are kept, with what BLAS makes of one in float64.
+_ROWS_AT_A_TIME = THREADS + 4
 
 #: Of the memory that isn't needed in any case, what is for right sides besides the classes', where such follow.
 _FOR_RIGHT_SIDES = 0.2
@@ -138,7 +141,7 @@ class Iterative:
 
 def least_bytes(N: int, n_columns: int, n_max: int, n_stored: int, itemsize: int) -> int:
     """The memory without preconditioner and kept tiles: vectors, and some rows of tiles of so many bytes an entry."""
-    return 8 * _VECTORS * N * max(n_columns, VECTORS) + ROWS_AT_A_TIME * itemsize * n_max * n_stored
+    return 8 * _VECTORS * N * max(n_columns, VECTORS) + _ROWS_AT_A_TIME * itemsize * n_max * n_stored
 
 
 class Prepared:

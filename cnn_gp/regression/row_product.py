@@ -2,7 +2,7 @@
 What a row of tiles adds to the product of a symmetric matrix with a few vectors.
 
 The row is used twice, as it is and transposed. BLAS needs its entries in float64 and two passes over them, and is made
-for more columns than ten; here one pass over the entries does both (benchmarks/README.md).
+for more vectors than ten; here one pass over the entries does both (benchmarks/README.md).
 """
 
 from collections.abc import Callable
@@ -10,36 +10,43 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy.linalg.blas import dgemm
 
-#: Columns of right sides from which on BLAS, in its own threads, is faster.
-MANY = 32
-
-#: Rows and columns that are used at a time: the entries in float64 stay in the first cache, the vectors in the second.
-_ROWS, _COLUMNS = 4, 1024
+#: Rows, columns and right sides that are used at a time: the entries in float64 stay in the processor's first cache,
+#: the vectors in the second.
+_ROWS, _COLUMNS, _RIGHT_SIDES = 4, 1024, 32
 
 
-def row_product(B: np.ndarray, entries: np.ndarray) -> np.ndarray:
+def piece_width(n_max: int) -> int:
+    """Columns of whole tiles, ``n_max`` wide, that are read and multiplied at a time."""
+    return n_max * max(1, _COLUMNS // n_max)
+
+
+def row_product(B: np.ndarray, entries: np.ndarray, n_max: int) -> np.ndarray:
     """
     What one row of tiles, and its transpose right of the diagonal, add to a product: [M, m] float64 from its row on.
 
-    With fewer than :data:`MANY` columns it runs in the thread that calls it, without Python's lock.
-
     :param B: [N, m] float64 from its row on, for the first N columns, N at least the rows and at most M.
     :param entries: [rows, M] from the diagonal on; float32 and float64 aren't converted.
+    :param n_max: the tiles' width, which decides in which order is summed.
     """
-    (n, M), (N, m) = entries.shape, B.shape
-    total = np.zeros((M, m))
-    if m < MANY:
-        if entries.dtype not in (np.float32, np.float64):
-            entries = entries.astype(np.float64)
-        _add_row_product(np.ascontiguousarray(B), np.ascontiguousarray(entries), total)
-        return total
-    # SciPy's BLAS: NumPy's may be older and slow on a processor that it doesn't know.
-    converted = entries.astype(np.float64, order="C").T
-    total[:] = dgemm(1.0, converted, B[:n])
-    total[:n] = dgemm(1.0, converted[:N], B, trans_a=1)
+    total, width = np.zeros((entries.shape[1], B.shape[1])), piece_width(n_max)
+    for left in range(0, entries.shape[1], width):
+        add_piece(B, left, entries[:, left : left + width], total)
     return total
+
+
+def add_piece(B: np.ndarray, left: int, entries: np.ndarray, total: np.ndarray) -> None:
+    """
+    Add to ``total``, [M, m], what some columns of a row of tiles add to :func:`row_product`.
+
+    It runs in the thread that calls it, without Python's lock.
+
+    :param left: the first of the columns, from the diagonal on.
+    :param entries: [rows, columns]
+    """
+    if entries.dtype not in (np.float32, np.float64):
+        entries = entries.astype(np.float64)
+    _add_piece(np.ascontiguousarray(B), left, np.ascontiguousarray(entries), total)
 
 
 def _compiled(function: Callable) -> Any:
@@ -54,32 +61,35 @@ def _compiled(function: Callable) -> Any:
 
 
 @_compiled
-def _add_row_product(B: np.ndarray, entries: np.ndarray, total: np.ndarray) -> None:
+def _add_piece(B: np.ndarray, first: int, entries: np.ndarray, total: np.ndarray) -> None:
     (n, M), (N, m) = entries.shape, B.shape
     # Rows past the last one are zeros.
     four = np.zeros(_ROWS * _COLUMNS)
     own = np.zeros((n + _ROWS, m))
     own[:n] = B[:n]
     sums = np.zeros((n + _ROWS, m))
-    right_side, transposed = np.empty(m * _COLUMNS), np.empty(m * _COLUMNS)
+    right_sides, transposed = np.empty((_RIGHT_SIDES, _COLUMNS)), np.empty((_RIGHT_SIDES, _COLUMNS))
     for left in range(0, M, _COLUMNS):
         width = min(_COLUMNS, M - left)
-        for j in range(width):
-            for c in range(m):
-                right_side[c * _COLUMNS + j] = B[left + j, c] if left + j < N else 0.0
-                transposed[c * _COLUMNS + j] = 0.0
-        for i in range(0, n, _ROWS):
-            for r in range(_ROWS):
-                if i + r < n:
-                    _convert(entries[i + r, left : left + width], four[r * _COLUMNS :])
-                else:
-                    four[r * _COLUMNS : (r + 1) * _COLUMNS] = 0.0
-            for c in range(m):
-                here = slice(c * _COLUMNS, c * _COLUMNS + width)
-                _four_rows(four, right_side[here], transposed[here], own[i:, c], sums[i:, c])
-        for j in range(max(n - left, 0), width):
-            for c in range(m):
-                total[left + j, c] += transposed[c * _COLUMNS + j]
+        for first_side in range(0, m, _RIGHT_SIDES):
+            sides = min(_RIGHT_SIDES, m - first_side)
+            for j in range(width):
+                row = first + left + j
+                for c in range(sides):
+                    right_sides[c, j] = B[row, first_side + c] if row < N else 0.0
+                    transposed[c, j] = 0.0
+            for i in range(0, n, _ROWS):
+                for r in range(_ROWS):
+                    if i + r < n:
+                        _convert(entries[i + r, left : left + width], four[r * _COLUMNS :])
+                    else:
+                        four[r * _COLUMNS : (r + 1) * _COLUMNS] = 0.0
+                for c in range(sides):
+                    side = first_side + c
+                    _four_rows(four, right_sides[c, :width], transposed[c, :width], own[i:, side], sums[i:, side])
+            for j in range(max(n - first - left, 0), width):
+                for c in range(sides):
+                    total[first + left + j, first_side + c] += transposed[c, j]
     total[:n] += sums[:n]
 
 

@@ -2,24 +2,24 @@
 Products of a symmetric matrix with a few vectors, from its stored tiles: the matrix needn't be in memory.
 
 Each row of tiles is read once a product and used twice, as it is and transposed. As many rows as a limit allows stay in
-memory, in the precision that they are stored in; the others are read each time, the next ones by another thread.
+memory, in the precision that they are stored in; the others are read each time, by the threads that multiply them.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .gram_matrix import GramMatrix, gram_times, leading_rows
-from .row_product import MANY, row_product
+from .gram_matrix import GramMatrix, gram_times, in_pieces
+from .row_product import add_piece, piece_width
+from .tree_sum import tree_sum
 
-#: Threads that multiply, and rows that are multiplied or wait to be added up, besides the newest.
-_THREADS, _WAITING = 4, 3
+#: Threads that read and multiply, each a row of tiles at a time; some of them wait for the disk meanwhile.
+THREADS = 4
 
-#: Rows of tiles that are in memory at a time, with files that are being read, besides those that are kept.
-ROWS_AT_A_TIME = 10
+_Found = TypeVar("_Found")
 
 
 class Products(Protocol):
@@ -55,8 +55,9 @@ class TileProducts:
 
     def __init__(self, gram: GramMatrix, N: int, limit: float) -> None:
         self.gram, self.N = gram, N
-        self._kept: dict[int, np.ndarray] | None = None
+        self._kept: dict[int, np.ndarray] = {}
         self._first_kept = N
+        self._n_passes = 0
         itemsize = gram.diagonal().dtype.itemsize
         total = 0
         for start in reversed(range(0, N, gram.n_max)):
@@ -67,7 +68,7 @@ class TileProducts:
 
     def __getstate__(self) -> dict[str, Any]:
         # The rows are read again.
-        return {**vars(self), "_kept": None}
+        return {**vars(self), "_kept": {}}
 
     @property
     def share_in_memory(self) -> float:
@@ -81,12 +82,15 @@ class TileProducts:
 
     def times(self, B: np.ndarray) -> np.ndarray:
         """:meth:`Products.times`"""
-        n, m = B.shape
-        B = np.ascontiguousarray(B)
-        if m >= MANY:
-            # In BLAS's own threads.
-            return sum_in_pairs(row_product(B[start:], entries) for start, entries in self._rows(n))
-        return sum_in_pairs(_in_threads(lambda start, entries: row_product(B[start:], entries), self._rows(n)))
+        n, B = len(B), np.ascontiguousarray(B)
+
+        def product(start: int) -> tuple[int, np.ndarray]:
+            total = np.zeros((n - start, B.shape[1]))
+            for left, entries in self._pieces(start, n):
+                add_piece(B[start:], left, entries, total)
+            return start // self.gram.n_max, total
+
+        return tree_sum(in_threads(product, self._starts(n)), -(-n // self.gram.n_max))
 
     def stored_times(self, B: np.ndarray) -> np.ndarray:
         """:meth:`Products.stored_times`"""
@@ -95,89 +99,74 @@ class TileProducts:
     def columns(self, indices: np.ndarray, n: int) -> np.ndarray:
         """:meth:`Products.columns`"""
         found = np.empty((n, len(indices)), order="F")
-        for start, entries in self._rows(n):
-            for rows, columns, values in pieces_of_columns(indices, start, entries):
+
+        def read(start: int) -> list[_PieceOfColumns]:
+            return [
+                piece
+                for left, entries in self._pieces(start, n)
+                for piece in pieces_of_columns(indices, start, entries, left)
+            ]
+
+        for pieces in in_threads(read, self._starts(n)):
+            for rows, columns, values in pieces:
                 found[rows, columns] = values
         return found
 
-    def _rows(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, entries from the diagonal on) of the leading [n, n], those that are kept last."""
-        if self._kept is None:
-            kept = {}
-            for start, entries in leading_rows(self.gram, self.N):
-                if start >= self._first_kept:
-                    kept[start] = entries = np.ascontiguousarray(entries[:, : self.N - start])
-                if start < n:
-                    yield start, entries[: n - start, : n - start]
-            # Only now: after an error in the middle all are read again.
-            self._kept = kept
-            return
-        for start, entries in self.gram.rows(0, min(n, self._first_kept), again=True):
-            yield start, entries[: n - start, : n - start]
-        for start, entries in self._kept.items():
-            if start < n:
-                yield start, entries[: n - start, : n - start]
+    def _starts(self, n: int) -> list[int]:
+        """
+        The first rows of the rows of tiles of the leading [n, n].
+
+        Every other pass is backwards: what the system keeps of the files that were read last is used, not driven out.
+        """
+        self._n_passes += 1
+        starts = list(range(0, n, self.gram.n_max))
+        return starts[:: 1 if self._n_passes % 2 else -1]
+
+    def _pieces(self, start: int, n: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first column from the diagonal on, entries) of a row of the leading [n, n], from memory or its file."""
+        width, keep = piece_width(self.gram.n_max), start >= self._first_kept
+        whole = self._kept.get(start)
+        if whole is None and keep:
+            ((_, entries),) = self.gram.pieces(start, self.gram.n_max * -(-self.gram.N // self.gram.n_max))
+            whole = self._kept[start] = entries[: self.N - start, : self.N - start].copy()
+        pieces = self.gram.pieces(start, width) if whole is None else in_pieces(whole, width)
+        for left, entries in pieces:
+            if left >= n - start:
+                return
+            yield left, entries[: n - start, : n - start - left]
 
 
-def sum_in_pairs(parts: Iterable[np.ndarray]) -> np.ndarray:
+#: Some rows, which of the columns that are asked for, and their entries there.
+_PieceOfColumns = tuple[slice, np.ndarray, np.ndarray]
+
+
+def pieces_of_columns(indices: np.ndarray, start: int, entries: np.ndarray, left: int = 0) -> list[_PieceOfColumns]:
     """
-    The sum of arrays that end at the same row, the first the longest, which are written over.
+    What some columns of a row of tiles have of the matrix's columns of these indices: (rows, which of these, entries).
 
-    They are the leaves of a binary tree, :func:`halves`, so that a sum's bits depend neither on threads nor on where
-    a branch is summed.
+    :param entries: [rows, columns] from the column ``left`` on, counted from the diagonal.
     """
-    branches: list[tuple[int, np.ndarray]] = []
-    for part in parts:
-        size, total = 1, part
-        while branches and branches[-1][0] == size:
-            total, size = add_at_end(branches.pop()[1], total), 2 * size
-        branches.append((size, total))
-    total = branches.pop()[1]
-    while branches:
-        total = add_at_end(branches.pop()[1], total)
-    return total
-
-
-def halves(first: int, stop: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The two branches of the tree's branch with the leaves from ``first`` to ``stop``, two or more."""
-    middle = first + 2 ** ((stop - first - 1).bit_length() - 1)
-    return (first, middle), (middle, stop)
-
-
-def add_at_end(total: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """``total``, to which a shorter array that ends at the same row is added."""
-    total[len(total) - len(part) :] += part
-    return total
-
-
-def pieces_of_columns(
-    indices: np.ndarray, start: int, entries: np.ndarray
-) -> list[tuple[slice, np.ndarray, np.ndarray]]:
-    """
-    What one row of tiles has of the columns of these indices: (rows, which of the columns, entries).
-
-    :param entries: [rows, n - start], from the diagonal on.
-    """
-    stop = start + len(entries)
-    right = np.flatnonzero(indices >= start)
+    n_rows, n_columns = entries.shape
+    columns = indices - (start + left)
+    right = np.flatnonzero((columns >= 0) & (columns < n_columns))
+    found = [(slice(start, start + n_rows), right, entries[:, columns[right]])]
     # Those whose rows these are go on to the right of the diagonal.
-    own = right[indices[right] < stop]
-    return [
-        (slice(start, stop), right, entries[:, indices[right] - start]),
-        (slice(stop, None), own, entries[indices[own] - start, stop - start :].T),
-    ]
+    beyond = max(n_rows - left, 0)
+    if beyond < n_columns:
+        own = np.flatnonzero((indices >= start) & (indices < start + n_rows))
+        rows = slice(start + left + beyond, start + left + n_columns)
+        found.append((rows, own, entries[indices[own] - start, beyond:].T))
+    return found
 
 
-def _in_threads(
-    work: Callable[[int, np.ndarray], np.ndarray], rows: Iterator[tuple[int, np.ndarray]]
-) -> Iterator[np.ndarray]:
-    """What threads make of rows, in order; few wait at a time."""
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tile products")
-    waiting: deque[Future[np.ndarray]] = deque()
+def in_threads(work: Callable[[int], _Found], given: Iterable[int]) -> Iterator[_Found]:
+    """What threads make of each, in order; few are begun before they are asked for."""
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tile products")
+    waiting: deque[Future[_Found]] = deque()
     try:
-        for start, entries in rows:
-            waiting.append(pool.submit(work, start, entries))
-            if len(waiting) > _WAITING:
+        for one in given:
+            waiting.append(pool.submit(work, one))
+            if len(waiting) > THREADS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -1,9 +1,11 @@
 """The parts of a run: the files that hold its matrices, as they are written and read."""
 
 import base64
+import contextlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from .atomic import remove
 from .non_finite import refuse_non_finite
 from .part_file import Row
 from .run_folder import RunFolder
-from .sealed import Damaged, Seal
+from .sealed import Damaged
 from .tiling import MATRICES, Part, TileRow
+from .verified import VerifiedParts
 
 
 class Parts:
@@ -24,6 +27,7 @@ class Parts:
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
+        self._verified = VerifiedParts()
 
     def write(self, part: Part, rows: Sequence[Row], provenance: Mapping[str, Any] | None = None) -> None:
         """
@@ -84,34 +88,60 @@ class Parts:
         for part in self._run.description().tiling.parts():
             remove(self._path(part))
 
-    def read_rows(
-        self, matrix: str, start: int = 0, stop: int | None = None, again: bool = False
-    ) -> Iterator[tuple[TileRow, np.ndarray]]:
+    def read_rows(self, matrix: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[TileRow, np.ndarray]]:
         """
         The stored rows of tiles of a matrix, in order, as they were computed (float32 or float64).
 
-        The next part is read and verified by another thread meanwhile.
+        The next row is read, and its part verified, by another thread meanwhile.
 
         :param start, stop: of the rows whose first is from ``start`` on and before ``stop``.
-        :param again: parts that this object has read, and that are as they were then, aren't verified once more.
         :raises UserError: where a part can't be read or a byte of it is wrong.
         """
         assert matrix in MATRICES
 
-        def is_wanted(row: TileRow) -> bool:
-            return row.matrix == matrix and start <= row.start and (stop is None or row.start < stop)
+        wanted = [
+            (part, row)
+            for part in self._run.description().tiling.parts()
+            for row in part.rows
+            if row.matrix == matrix and start <= row.start and (stop is None or row.start < stop)
+        ]
+        verified = VerifiedParts()
 
-        parts = [part for part in self._run.description().tiling.parts() if any(map(is_wanted, part.rows))]
-        if not parts:
-            return
+        def read(part: Part, row: TileRow) -> np.ndarray:
+            ((_, entries),) = self._pieces(part, row, verified)
+            return entries
+
         with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as ahead:
-            following = ahead.submit(self._read, parts[0], again)
-            for i, part in enumerate(parts):
-                content, _ = following.result()
-                if i + 1 < len(parts):
-                    following = ahead.submit(self._read, parts[i + 1], again)
-                for row in filter(is_wanted, part.rows):
-                    yield row, self._row(part, content, row, again=again)[0]
+            following: deque[Future[np.ndarray]] = deque()
+            for i, (_, row) in enumerate(wanted):
+                for coming in wanted[i + len(following) : i + 2]:
+                    following.append(ahead.submit(read, *coming))
+                yield row, following.popleft().result()
+
+    def read_pieces(self, matrix: str, start: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+        """
+        (first column of the row's, entries) of the pieces of one row of tiles, in order, in any thread.
+
+        For those who read the same again and again: a part is verified when the first of its rows is read, and once
+        more only where its file has changed since. An array is written over by the next one.
+
+        :param start: its first row.
+        :param width: columns of a piece, a multiple of the tiles'.
+        :raises UserError: where its part can't be read or a byte of it is wrong.
+        """
+        return self._pieces(*self._places[matrix, start], self._verified, width)
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, int], tuple[Part, TileRow]]:
+        """The part of a row, and the row, by its matrix and its first row."""
+        parts = self._run.description().tiling.parts()
+        return {(row.matrix, row.start): (part, row) for part in parts for row in part.rows}
+
+    def _pieces(
+        self, part: Part, row: TileRow, verified: VerifiedParts, width: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        with self._reading(part) as path, open(path, "rb") as file:
+            yield from verified.read(file, path, self._run.description().fingerprint, part.rows, row, width)
 
     def read_upper(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
         """
@@ -125,14 +155,17 @@ class Parts:
             wanted = [row for row in part.rows if row.matrix == "Kxx" and row.start < stop and start < row.stop]
             if not wanted:
                 continue
-            content, _ = self._read(part)
-            for row in wanted:
-                top, bottom, first = max(start, row.start), min(stop, row.stop), max(left, row.first_column)
-                if first < right:
-                    rows = slice(top - row.start, bottom - row.start)
-                    columns = slice(first - row.first_column, right - row.first_column)
-                    there = self._row(part, content, row, (rows, columns))[0]
-                    block[top - start : bottom - start, first - left :] = there
+            with self._reading(part) as path:
+                content, _ = self._run.read(path)
+                for row in wanted:
+                    top, bottom, first = max(start, row.start), min(stop, row.stop), max(left, row.first_column)
+                    if first < right:
+                        rows = slice(top - row.start, bottom - row.start)
+                        columns = slice(first - row.first_column, right - row.first_column)
+                        there, _ = part_file.from_bytes(content, row, (rows, columns))
+                        if not np.isfinite(there).all():
+                            raise Damaged("it holds numbers that aren't finite")
+                        block[top - start : bottom - start, first - left :] = there
         return np.triu(block) + np.triu(block, 1).T if left == start else block
 
     def read_diagonal(self, matrix: str) -> np.ndarray:
@@ -141,14 +174,19 @@ class Parts:
         pieces = []
         for part in self._run.description().tiling.parts():
             if part.rows[0].matrix == matrix:
-                diagonals = self._of_part(part, self._run.read_seal).about["diagonals"]
+                with self._reading(part) as path:
+                    diagonals = self._run.read_seal(path).about["diagonals"]
                 pieces += [np.frombuffer(base64.b64decode(diagonals[str(row.start)]), dtype) for row in part.rows]
         return np.concatenate(pieces).astype(dtype.newbyteorder("="))
 
     def provenance(self, parts: Sequence[Part] | None = None) -> list[dict[str, Any]]:
         """What was recorded with each part: engine, device, versions, host and "seconds"."""
         parts = self._run.description().tiling.parts() if parts is None else parts
-        return [self._of_part(part, self._run.read_seal).about["provenance"] for part in parts]
+        found = []
+        for part in parts:
+            with self._reading(part) as path:
+                found.append(self._run.read_seal(path).about["provenance"])
+        return found
 
     def _path(self, part: Part) -> Path:
         return self._run.folder / f"{part.name}.h5"
@@ -160,36 +198,20 @@ class Parts:
             if not all(np.isfinite(values).all() for values in part_file.from_bytes(content, row)):
                 raise Damaged("it holds a number that isn't finite")
 
-    def _read(self, part: Part, again: bool = False) -> tuple[bytes, Seal]:
-        return self._of_part(part, partial(self._run.read, again=again))
-
-    def _of_part(self, part: Part, read: Any) -> Any:
+    @contextlib.contextmanager
+    def _reading(self, part: Part) -> Iterator[Path]:
+        """A block that reads a part's file. :raises UserError: where it isn't there, or is damaged."""
         path = self._path(part)
         try:
-            return read(path)
+            with self._run.reading(path):
+                yield path
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} isn't there any longer: start save_kernels.py again with the same flags, it does only what is "
                 "missing."
             ) from error
         except Damaged as error:
-            raise _damaged(path, error) from error
-
-    def _row(
-        self, part: Part, content: bytes, row: TileRow, selection: tuple[slice, ...] = (), again: bool = False
-    ) -> Row:
-        try:
-            entries, diagonal = part_file.from_bytes(content, row, selection)
-            # What was read before was finite, and of a file that is new since then the writer has seen to it.
-            if not again and not np.isfinite(entries).all():
-                raise Damaged("it holds numbers that aren't finite")
-        except Damaged as error:
-            raise _damaged(self._path(part), error) from error
-        return entries, diagonal
-
-
-def _damaged(path: Path, reason: Damaged) -> UserError:
-    return UserError(
-        f"{path} can't be read ({reason}): delete this file and start save_kernels.py again with the same flags, it "
-        "does only what is missing."
-    )
+            raise UserError(
+                f"{path} can't be read ({error}): delete this file and start save_kernels.py again with the same "
+                "flags, it does only what is missing."
+            ) from error

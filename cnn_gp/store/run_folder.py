@@ -5,8 +5,9 @@ Every file of a run is sealed with the run's fingerprint and written atomically,
 the program has begun with.
 """
 
+import contextlib
 import os
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .atomic import check_writable, write_atomically
 from .description import Description
 from .names import checked_run_name
 from .record import Record
-from .sealed import FileState, Seal, read_seal, read_sealed, seal
+from .sealed import Seal, read_seal, read_sealed, seal
 
 
 class RunFolder:
@@ -36,7 +37,6 @@ class RunFolder:
         self.folder = self.workdir / name
         self._record_path = self.folder / "run.jsonl"
         self._record: Record | None = None
-        self._verified: dict[Path, FileState] = {}
 
     def check_writable(self) -> None:
         """:raises UserError: where the run's files can't be written. Nothing is left behind."""
@@ -88,24 +88,27 @@ class RunFolder:
         self.check_still_ours()
         write_atomically(path, seal(content, path.name, self.description().fingerprint, about))
 
-    def read(self, path: Path, again: bool = False) -> tuple[bytes, Seal]:
+    def read(self, path: Path) -> tuple[bytes, Seal]:
         """
         A file of the run, every byte of it verified.
 
-        :param again: not once more where this object has verified it and the file hasn't changed since.
         :raises FileNotFoundError: where it isn't there.
         :raises Damaged: where it isn't what was written, or another run's.
         :raises UserError: where the disk can't read it.
         """
-        return self._readable(partial(read_sealed, verified=self._verified, again=again), path)
+        with self.reading(path):
+            return read_sealed(path, self.description().fingerprint)
 
     def read_seal(self, path: Path) -> Seal:
         """The seal of a file of the run; of its content only the length is verified. Raises as :meth:`read`."""
-        return self._readable(read_seal, path)
+        with self.reading(path):
+            return read_seal(path, self.description().fingerprint)
 
-    def _readable(self, read: Any, path: Path) -> Any:
+    @contextlib.contextmanager
+    def reading(self, path: Path) -> Iterator[None]:
+        """A block that reads a file: what the disk can't read is a :class:`~cnn_gp.errors.UserError`."""
         try:
-            return read(path, self.description().fingerprint)
+            yield
         except FileNotFoundError:
             raise
         except OSError as error:

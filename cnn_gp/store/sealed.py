@@ -17,6 +17,9 @@ from typing import Any, BinaryIO
 #: Bytes read from the end of a file to find its seal; more where that is longer.
 _TAIL = 16384
 
+#: Bytes that are verified at a time.
+_AT_A_TIME = 2**20
+
 
 class Damaged(Exception):
     """A file was read, and is not what was written: the reason, for a message. Errors of the disk are OSError."""
@@ -80,40 +83,54 @@ def read_seal(path: Path, owner: str | None) -> Seal:
         return _seal_of(file, path.name, owner)
 
 
-#: What the system says of a file, which is another where the file was replaced or written to.
-FileState = tuple[int, int, int, int, int]
-
-
-def read_sealed(
-    path: Path, owner: str | None, verified: dict[Path, FileState] | None = None, again: bool = False
-) -> tuple[bytes, Seal]:
+def read_sealed(path: Path, owner: str | None) -> tuple[bytes, Seal]:
     """
     The content of a file, verified, and its seal.
 
-    :param verified: files whose bytes were verified before; this one is added.
-    :param again: a file that is in ``verified``, and hasn't changed since, needn't be verified once more, which takes
-        longer than reading it.
     :raises Damaged: where a byte isn't what was written, or the file is another one's.
     :raises OSError: where the file isn't there or can't be read.
     """
     with open(path, "rb") as file:
-        # Before it is read: what is written to it meanwhile is another state.
-        state = _state_of(file)
         found = _seal_of(file, path.name, owner)
         file.seek(0)
         # A file of a gigabyte isn't copied once more to cut its seal off.
         content = file.read(found.n_bytes)
-    if not again or verified is None or verified.get(path) != state:
-        if _digest(content) != found.sha256:
-            raise Damaged("its SHA-256 is wrong")
-        if verified is not None:
-            verified[path] = state
+    if _digest(content) != found.sha256:
+        raise Damaged("its SHA-256 is wrong")
     return content, found
 
 
-def _state_of(file: BinaryIO) -> FileState:
+#: What the system says of a file, which is another where the file was replaced or written to.
+FileState = tuple[int, int, int, int, int]
+
+
+def state_of(file: BinaryIO) -> FileState:
+    """The state of an open file."""
     there = os.fstat(file.fileno())
     return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
+
+
+def verify_sealed(file: BinaryIO, path: Path, owner: str | None) -> FileState:
+    """
+    Verify an open file without keeping its content.
+
+    :return: the state in which it was verified.
+    :raises Damaged: as :func:`read_sealed`. :raises OSError: where the file can't be read.
+    """
+    # Before it is read: what is written to it meanwhile is another state.
+    state = state_of(file)
+    found = _seal_of(file, path.name, owner)
+    file.seek(0)
+    digest, left, buffer = hashlib.sha256(), found.n_bytes, memoryview(bytearray(_AT_A_TIME))
+    while left:
+        n = file.readinto(buffer[: min(left, _AT_A_TIME)])  # type: ignore[attr-defined]
+        if not n:
+            raise Damaged("its end is missing")
+        digest.update(buffer[:n])
+        left -= n
+    if digest.hexdigest() != found.sha256:
+        raise Damaged("its SHA-256 is wrong")
+    return state
 
 
 def _seal_of(file: BinaryIO, name: str, owner: str | None) -> Seal:

@@ -17,15 +17,18 @@ class StoredKernel:
     def __init__(self, run: RunDirectory, matrix: str) -> None:
         self._run, self._matrix = run, matrix
 
-    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """
         (first row, entries) of each row of tiles, as they were computed (float32 or float64).
 
         :param start, stop: of those whose first row is from ``start`` on and before ``stop``.
-        :param again: rows that this object has read aren't verified once more, as long as their files don't change.
         """
-        for row, entries in self._run.parts.read_rows(self._matrix, start, stop, again):
+        for row, entries in self._run.parts.read_rows(self._matrix, start, stop):
             yield row.start, entries
+
+    def pieces(self, start: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+        """:meth:`~cnn_gp.store.parts.Parts.read_pieces`"""
+        return self._run.parts.read_pieces(self._matrix, start, width)
 
     def diagonal(self) -> np.ndarray:
         """K(x, x) of the images of the rows."""

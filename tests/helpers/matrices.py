@@ -53,10 +53,14 @@ class SlowGram(ArrayGram):
 
     began: str = ""
 
-    def rows(self, start: int = 0, stop: int | None = None, again: bool = False) -> Iterator[tuple[int, np.ndarray]]:
-        for row in super().rows(start, stop, again):
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        for row in super().rows(start, stop):
             self._take_time()
             yield row
+
+    def pieces(self, start: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+        self._take_time()
+        yield from super().pieces(start, width)
 
     def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
         self._take_time()

@@ -17,7 +17,8 @@ from cnn_gp.regression.lower_triangle import LowerTriangle
 from cnn_gp.regression.memory_needs import has_memory
 from cnn_gp.regression.predict import predict
 from cnn_gp.regression.solve import solve, targets
-from cnn_gp.regression.tile_products import TileProducts, halves, sum_in_pairs
+from cnn_gp.regression.tile_products import TileProducts
+from cnn_gp.regression.tree_sum import halves, tree_sum
 from helpers.dask_cluster import local_client
 from helpers.matrices import stored
 from helpers.small_runs import complete, make_data
@@ -106,7 +107,7 @@ def test_branches_are_summed_to_the_same_bits_wherever_they_are(n, rng):
     leaves = [rng.normal(size=(4 + n - i, 2)) for i in range(n)]
 
     def parts(first, stop):
-        return sum_in_pairs(leaf.copy() for leaf in leaves[first:stop])
+        return tree_sum(((i, leaf.copy()) for i, leaf in enumerate(leaves[first:stop])), stop - first)
 
     def by_branches(first, stop):
         if stop - first <= 2:
@@ -151,12 +152,12 @@ def test_nothing_stays_in_the_cluster(run, Y, client, no_garbage_collection):
     wait_until(lambda: not client.who_has())
 
 
-def slow_product(rows, B, M):
+def slow_product(rows, tiles, B, M):
     """One of them is waited for."""
     rows = list(rows)
     if rows[0][0] == 0:
         time.sleep(1.5)
-    return _product(rows, B, M)
+    return _product(rows, tiles, B, M)
 
 
 def test_nothing_of_products_that_were_waited_for_or_begun_again_stays(

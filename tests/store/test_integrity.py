@@ -153,12 +153,13 @@ def test_a_record_whose_sizes_arent_its_labels_is_refused_before_anything_is_cou
 def test_a_part_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch, error):
     run = complete(tmp_path, make_data())
 
-    def fails(path, owner, **options):
+    def fails(*arguments):
         raise OSError(error, "said by the disk")
 
     with monkeypatch.context() as patch:
         patch.setattr("cnn_gp.store.run_folder.read_seal", fails)
         patch.setattr("cnn_gp.store.run_folder.read_sealed", fails)
+        patch.setattr("cnn_gp.store.verified.verify_sealed", fails)
         for read in (run.parts.missing, lambda: run.parts.missing(verify=True), lambda: compute(run)):
             with pytest.raises(UserError, match=r"can't be read \(said by the disk"):
                 read()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cnn_gp.store import part_file
+from cnn_gp.store.sealed import Damaged
 from cnn_gp.store.tiling import TileRow
 
 
@@ -45,6 +46,38 @@ def test_files_of_other_layouts_are_read_by_hdf5(rng):
         file.create_dataset("0/variances", data=np.ones(5))
     found, _ = part_file.from_bytes(content.getvalue(), row)
     assert (found[:, :5] == 1).all() and (found[:, 5:] == 7).all()
+
+
+@pytest.mark.parametrize("columns", [5, 10, 15, 500])
+@pytest.mark.parametrize("shape", [(5, 13), (3, 15), (8, 4)])
+def test_pieces_are_read_from_an_open_file(tmp_path, rng, shape, columns):
+    # A file of another program may have tiles below each other.
+    entries, row = rng.normal(size=shape), TileRow("Kxtx", 0, shape[0], 0, shape[1])
+    (tmp_path / "part.h5").write_bytes(content_of(entries, chunks=(min(5, shape[0]), min(5, shape[1]))))
+    with open(tmp_path / "part.h5", "rb") as file:
+        layout = part_file.layouts(file, [row])[0]
+        pieces = [(left, piece.copy()) for left, piece in layout.read(file, columns)]
+    assert [left for left, _ in pieces] == list(range(0, shape[1], columns))
+    np.testing.assert_array_equal(np.hstack([piece for _, piece in pieces]), entries)
+
+
+def test_a_file_that_was_cut_after_its_layout_was_read_is_damaged(tmp_path, rng):
+    path, row = tmp_path / "part.h5", TileRow("Kxtx", 0, 5, 0, 13)
+    path.write_bytes(content_of(rng.normal(size=(5, 13)), chunks=(5, 5)))
+    with open(path, "rb+") as file:
+        layout = part_file.layouts(file, [row])[0]
+        file.truncate(max(offset for *_, offset in layout.offsets) + 10)
+        with pytest.raises(Damaged, match="its end is missing"):
+            list(layout.read(file, 5))
+        with pytest.raises(Damaged, match="HDF5 can't read it"):
+            part_file.layouts(file, [row])
+
+
+def test_the_layout_of_another_row_is_damaged(tmp_path, rng):
+    path = tmp_path / "part.h5"
+    path.write_bytes(content_of(rng.normal(size=(5, 13)), chunks=(5, 5)))
+    with open(path, "rb") as file, pytest.raises(Damaged, match="its shape is wrong"):
+        part_file.layouts(file, [TileRow("Kxtx", 0, 5, 0, 14)])
 
 
 def test_tiles_are_not_decoded_one_by_one_by_hdf5(rng, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnn_gp.store.sealed import Damaged, read_seal, read_sealed, seal
+from cnn_gp.store.sealed import Damaged, read_seal, read_sealed, seal, state_of, verify_sealed
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,15 @@ def test_every_changed_bit_is_found(folder, content, data):
     path = folder / "a.bin"
     path.write_bytes(whole)
     assert read_sealed(path, "run 1")[0] == content
+    with open(path, "rb") as file:
+        assert verify_sealed(file, path, "run 1") == state_of(file)
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
     whole[bit // 8] ^= 1 << bit % 8
     path.write_bytes(whole)
     with pytest.raises(Damaged):
         read_sealed(path, "run 1")
+    with open(path, "rb") as file, pytest.raises(Damaged):
+        verify_sealed(file, path, "run 1")
 
 
 @settings(deadline=None, max_examples=100)
