@@ -1,10 +1,11 @@
 """
-Preconditioners of conjugate gradients on a stored run: iterations and seconds to a residual of 1e-6, in one run.
+Preconditioners of conjugate gradients on a stored run: iterations and seconds to a residual of 1e-6.
 
     python benchmarks/conjugate_gradients.py --path=runs --model=convnet_gp [--N=4000] [--rank=500] [--json=FILE]
 
 All of one rank: none, pivoted Cholesky, randomly pivoted Cholesky, and the randomised Nystrom approximation (a Gaussian
-sketch; Frangella, Tropp, Udell 2021). And a product with ten columns against reading the tiles alone.
+sketch; Frangella, Tropp, Udell 2021). And a product with ten columns against reading the tiles alone. It may be
+stopped, and goes on when it is started again with the same file.
 """
 
 import json
@@ -17,12 +18,15 @@ from absl import flags
 from scipy.linalg import cholesky, solve_triangular
 
 from cnn_gp import cli, shared_flags
+from cnn_gp.errors import UserError
 from cnn_gp.provenance import software
 from cnn_gp.regression.conjugate_gradients import conjugate_gradients
 from cnn_gp.regression.pivoted_cholesky import LowRank, Preconditioner, randomly_pivoted_cholesky
 from cnn_gp.regression.row_product import piece_width
 from cnn_gp.regression.solve import targets
 from cnn_gp.regression.tile_products import TileProducts, in_threads
+from cnn_gp.store.atomic import write_atomically
+from cnn_gp.store.kept_state import KeptState
 from cnn_gp.store.stored_matrix import StoredGram
 
 FLAGS = flags.FLAGS
@@ -41,7 +45,8 @@ TOLERANCE = 1e-6
 def nystrom(products: TileProducts, n: int, rank: int) -> np.ndarray:
     """F [n, rank] with F F^T the Nystrom approximation of a Gaussian sketch, shifted for stability."""
     sketch = np.linalg.qr(np.random.default_rng(0).normal(size=(n, rank)))[0]
-    image = products.times(sketch)
+    # A product takes the memory of ten times as many columns.
+    image = np.hstack([products.times(sketch[:, left : left + 100]) for left in range(0, rank, 100)])
     # The shift is far below what the approximation leaves.
     image += 1e-10 * float(np.linalg.norm(image)) * sketch
     inner = sketch.T @ image
@@ -67,66 +72,74 @@ def seconds(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def main() -> None:
-    """Measure, print, write."""
-    run, N = shared_flags.run_directory(), FLAGS.N
-    gram, Y = StoredGram(run), targets(run.labels()["Y"][:N], run.description().n_classes)
-    verified = seconds(lambda: [None for _ in gram.rows(0, N)])
+def speed_of_products(gram: StoredGram, products: TileProducts, Y: np.ndarray) -> dict[str, float]:
+    """Seconds of reading the tiles alone, in the threads of a product, and of products."""
+    N = products.N
 
     def read(start: int) -> list[None]:
         return [None for _ in gram.pieces(start, piece_width(gram.n_max))]
 
-    reading = seconds(lambda: list(in_threads(read, range(0, N, gram.n_max))))
-    from_disk = TileProducts(gram, N, 0)
-    products = TileProducts(gram, N, np.inf)
-    for first in (from_disk, products):
+    from_files = TileProducts(gram, N, 0)
+    for first in (from_files, products):
         first.times(Y)
-    streamed, in_memory = seconds(lambda: from_disk.times(Y)), seconds(lambda: products.times(Y))
+    return {
+        "reading_verified": seconds(lambda: [None for _ in gram.rows(0, N)]),
+        "reading": seconds(lambda: list(in_threads(read, range(0, N, gram.n_max)))),
+        "product_from_files": seconds(lambda: from_files.times(Y)),
+        "product_in_memory": seconds(lambda: products.times(Y)),
+    }
+
+
+def main() -> None:
+    """Measure, print, write after each solve; what is in the file already is not done again."""
+    run, N, file = shared_flags.run_directory(), FLAGS.N, None if FLAGS.json is None else Path(FLAGS.json)
+    gram, Y = StoredGram(run), targets(run.labels()["Y"][:N], run.description().n_classes)
+    products = TileProducts(gram, N, np.inf)
+    if file is not None and file.exists():
+        result = json.loads(file.read_text())
+        if (result["run"], result["N"]) != (run.name, N):
+            raise UserError(f"{file} is of {result['run']}, N = {result['N']:,}: give another --json.")
+    else:
+        result = {"run": run.name, "N": N, **speed_of_products(gram, products, Y), "solves": [], "software": software()}
     print(
-        f"N = {N:,}: reading {verified:.2f} s, unverified {reading:.2f} s, a product from files {streamed:.2f} s, from "
-        f"memory {in_memory:.2f} s"
+        *(f"{name} {value:.2f} s" for name, value in result.items() if isinstance(value, float)), sep=", ", flush=True
     )
     diagonal = products.diagonal()
-    made = {}
-    for name, method in zip(NAMES, METHODS, strict=True):
-        if name not in FLAGS.preconditioner:
+    for name in FLAGS.preconditioner:
+        there = {solve["noise"] for solve in result["solves"] if solve["preconditioner"] == name}
+        missing = [float(noise) for noise in FLAGS.noise if float(noise) not in there]
+        if not missing:
             continue
         start = time.perf_counter()
-        made[name] = LowRank(method(products, N, FLAGS.rank), float(diagonal.sum())), time.perf_counter() - start
-    rows = []
-    for noise in map(float, FLAGS.noise):
-        added = noise * float(diagonal.mean())
-        for name, (low_rank, factor_seconds) in made.items():
+        method = METHODS[NAMES.index(name)]
+        low_rank = LowRank(method(products, N, FLAGS.rank), float(diagonal.sum()))
+        setup = time.perf_counter() - start
+        for noise in missing:
+            added = noise * float(diagonal.mean())
+            kept = KeptState(run, f"benchmark_{name.replace(' ', '_')}_{noise:g}_{N}")
             start = time.perf_counter()
             found = conjugate_gradients(
                 lambda B, added=added: products.times(B) + added * B,  # type: ignore[misc]
                 Preconditioner(low_rank, added),
                 Y,
                 TOLERANCE,
-                max_iterations=FLAGS.max_iterations,
+                kept,
+                FLAGS.max_iterations,
             )
-            rows.append(
-                {
-                    "noise": noise,
-                    "preconditioner": name,
-                    "rank": low_rank.rank,
-                    "iterations": found.iterations,
-                    "setup": factor_seconds,
-                    "seconds": time.perf_counter() - start,
-                    "residual": found.relative_residual,
-                }
-            )
-            print(*rows[-1].values(), flush=True)
-    if FLAGS.json is not None:
-        result = {
-            "run": run.name,
-            "N": N,
-            "reading_verified": verified,
-            "reading": reading,
-            "product_from_files": streamed,
-            "product_in_memory": in_memory,
-        }
-        Path(FLAGS.json).write_text(json.dumps({**result, "solves": rows, "software": software()}, indent=1) + "\n")
+            solve = {
+                "noise": noise,
+                "preconditioner": name,
+                "rank": low_rank.rank,
+                "iterations": found.iterations,
+                "setup": setup,
+                "seconds": found.seconds_before + time.perf_counter() - start,
+                "residual": found.relative_residual,
+            }
+            result["solves"].append(solve)
+            print(*solve.values(), flush=True)
+            if file is not None:
+                write_atomically(file, json.dumps(result, indent=1) + "\n")
+            kept.remove()
 
 
 if __name__ == "__main__":
