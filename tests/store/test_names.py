@@ -13,7 +13,24 @@ def test_names_of_runs(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../x", "/tmp/x", "a/b", "a\\b", ".hidden", "a b", "ä", "a\n", "x\0", "claims", "results", "a.h5"],
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "/tmp/x",
+        "a/b",
+        "a\\b",
+        ".hidden",
+        "a b",
+        "ä",
+        "a\n",
+        "x\0",
+        "claims",
+        "results",
+        "a.h5",
+        "a_learning_curve",
+    ],
 )
 def test_other_names_are_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"expected at most 100 letters, digits, .* give another --run_name"):
