@@ -7,14 +7,14 @@ from .errors import UserError as UserError
 from .evaluation.estimators import NNGPClassifier as NNGPClassifier
 from .evaluation.estimators import NNGPRegressor as NNGPRegressor
 from .kernels.architectures import build_kernel as build_kernel
+from .kernels.composition import Sequential as Sequential
+from .kernels.composition import Sum as Sum
 from .kernels.deep import DeepKernel as DeepKernel
 from .kernels.finite import FiniteNetwork as FiniteNetwork
 from .kernels.layer import Layer as Layer
 from .kernels.layers import ChannelMix as ChannelMix
 from .kernels.layers import Conv as Conv
 from .kernels.layers import Dense as Dense
-from .kernels.layers import Sequential as Sequential
-from .kernels.layers import Sum as Sum
 from .kernels.nngp import NNGPKernel as NNGPKernel
 from .kernels.nonlinearities import GELU as GELU
 from .kernels.nonlinearities import Abs as Abs

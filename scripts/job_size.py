@@ -92,7 +92,8 @@ _MEASURED: dict[tuple[bool, bool], float] = {}
 def _seconds_per_covariance(ntk: bool, pooled: bool, data: datasets.Dataset) -> float:
     """In the tensorflow engine, which takes long to compile: of a network of six layers, and a small pool."""
     from cnn_gp.engines.tensorflow import default_batch_size
-    from cnn_gp.kernels.layers import Conv, Dense, Sequential
+    from cnn_gp.kernels.composition import Sequential
+    from cnn_gp.kernels.layers import Conv, Dense
     from cnn_gp.kernels.nngp import NNGPKernel
     from cnn_gp.kernels.nonlinearities import ExReLU
     from cnn_gp.kernels.ntk import NTKKernel

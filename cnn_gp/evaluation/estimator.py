@@ -244,8 +244,9 @@ class NNGPEstimator(BaseEstimator):
 
     def _build_kernel(self, shape: tuple[int, ...]) -> "NetworkKernel":
         from ..kernels.architectures import build_kernel, network_kernel
+        from ..kernels.composition import Sequential
         from ..kernels.layer import Layer
-        from ..kernels.layers import Dense, Sequential
+        from ..kernels.layers import Dense
         from ..kernels.network_kernel import NetworkKernel
         from ..kernels.nonlinearities import ExReLU
 

@@ -173,7 +173,8 @@ def checked_architecture(
 
 def _with_pool(network: "Layer", input_shape: Sequence[int], pool: Pool) -> "Layer":
     """The network with an average pool before its first dense layer."""
-    from .layers import Dense, Sequential
+    from .composition import Sequential
+    from .layers import Dense
     from .pooling import AvgPool, GlobalAvgPool
 
     layers = network.layers if isinstance(network, Sequential) else [network]

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from ..errors import UserError
+from .composition import Sequential
 from .layer import Layer, variance_parameter
-from .layers import Conv, Dense, Sequential
+from .layers import Conv, Dense
 from .nngp import NNGPKernel
 from .nonlinearities import ExReLU
 from .pooling import AvgPool, GlobalAvgPool

@@ -12,9 +12,9 @@ from gpflow.base import TensorType
 from gpflow.kernels.base import ActiveDims
 
 from ..errors import UserError
+from .composition import Sequential
 from .geometry import checked_input_shape
 from .layer import Layer
-from .layers import Sequential
 from .state import Covariances, Kernels, State
 
 

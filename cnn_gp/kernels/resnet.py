@@ -6,9 +6,10 @@ from gpflow.base import Parameter
 from gpflow.kernels.base import ActiveDims
 
 from ..errors import UserError
+from .composition import Sequential, Sum
 from .geometry import check_data_format
 from .layer import Layer, variance_parameter
-from .layers import Conv, Dense, Sequential, Sum
+from .layers import Conv, Dense
 from .nngp import NNGPKernel
 from .nonlinearities import Nonlinearity
 

@@ -3,8 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+from cnn_gp.kernels.composition import Sequential, Sum
 from cnn_gp.kernels.layer import Layer
-from cnn_gp.kernels.layers import ChannelMix, Conv, Dense, Sequential, Sum
+from cnn_gp.kernels.layers import ChannelMix, Conv, Dense
 from cnn_gp.kernels.nonlinearities import (
     GELU,
     Abs,

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from cnn_gp import NTKKernel
-from cnn_gp.kernels.layers import Conv, Dense, Sequential
+from cnn_gp.kernels.composition import Sequential
+from cnn_gp.kernels.layers import Conv, Dense
 from cnn_gp.kernels.nonlinearities import (
     ExErf,
     ExReLU,

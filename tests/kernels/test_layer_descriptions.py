@@ -6,8 +6,9 @@ import json
 import pytest
 
 from cnn_gp.errors import UserError
+from cnn_gp.kernels.composition import Sequential
 from cnn_gp.kernels.layer import Layer, layer_from_description
-from cnn_gp.kernels.layers import ChannelMix, Conv, Dense, Sequential
+from cnn_gp.kernels.layers import ChannelMix, Conv, Dense
 from cnn_gp.kernels.nonlinearities import (
     LeakyReLU,
 )

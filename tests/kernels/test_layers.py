@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from cnn_gp import DeepKernel, NNGPKernel, NTKKernel
 from cnn_gp.errors import ShrunkMapError, UserError
-from cnn_gp.kernels import layers, nonlinearities, pooling
+from cnn_gp.kernels import composition, layers, nonlinearities, pooling
+from cnn_gp.kernels.composition import Sequential, Sum
 from cnn_gp.kernels.geometry import Window
 from cnn_gp.kernels.layer import Layer
-from cnn_gp.kernels.layers import Conv, Dense, Sequential, Sum
+from cnn_gp.kernels.layers import Conv, Dense
 from cnn_gp.kernels.nonlinearities import (
     Cos,
     ElementwiseNumerical,
@@ -31,7 +32,7 @@ from helpers.paths import ROOT
 def test_every_layer_is_covered():
     concrete = {
         cls
-        for module in (layers, nonlinearities, pooling)
+        for module in (composition, layers, nonlinearities, pooling)
         for _, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, Layer) and not inspect.isabstract(cls)
     }

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ...errors import UserError
+from ...kernels.composition import Sequential, Sum
 from ...kernels.geometry import Positions, Window
 from ...kernels.layer import Layer
-from ...kernels.layers import ChannelMix, Conv, Dense, Sequential, Sum
+from ...kernels.layers import ChannelMix, Conv, Dense
 from ...kernels.network_kernel import NetworkKernel
 from ...kernels.nngp import NNGPKernel
 from ...kernels.nonlinearities import ExErf, ExReLU, LeakyReLU
