@@ -63,7 +63,7 @@ class Layout:
         """
         Read the entries from an open file: (first column, entries [rows, columns]) of pieces, in order.
 
-        An array is written over by the next one: of so few columns that they stay in the processor's cache.
+        An array is written over by the next one: that of a few columns stays in the processor's cache.
 
         :param columns: of a piece, a multiple of a tile's.
         :raises Damaged: where the file ends before they do.

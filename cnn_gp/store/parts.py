@@ -98,7 +98,6 @@ class Parts:
         :raises UserError: where a part can't be read or a byte of it is wrong.
         """
         assert matrix in MATRICES
-
         wanted = [
             (part, row)
             for part in self._run.description().tiling.parts()
