@@ -1,6 +1,7 @@
 """Stage 2 as a whole: the solution of a stored run, what is asked of it, and the result files."""
 
 import contextlib
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -98,14 +99,15 @@ class Request:
         return tuple(name for name, wanted in asked.items() if wanted)
 
     def lacking(self, there: Result) -> list[str]:
-        """The extras that are asked for and that a result doesn't have, or not at all sizes."""
+        """The extras that are asked for and that a result doesn't have, or not at all sizes; and its likelihood."""
         has_sizes = {point.N_train for point in there.learning_curve or ()}.issuperset(self.curve_sizes)
         has = {extra for extra in there.extras if extra != "learning_curve" or has_sizes}
         if there.gaussian_process_scores is None or (
             self.nngp is not None and self.nngp.description().fingerprint != there.nngp_fingerprint
         ):
             has.discard("ensemble")
-        return [extra for extra in self.extras if extra not in has]
+        estimates = ["log_marginal_likelihood"] if math.isnan(there.log_marginal_likelihood) else []
+        return estimates + [extra for extra in self.extras if extra not in has]
 
     def with_extras_of(self, there: Result, nngp: Callable[[], RunDirectory]) -> "Request":
         """
@@ -157,6 +159,8 @@ def classify(
             f"The solution for {run.name} has numbers that aren't finite, and isn't written: give a larger --jitter."
         )
     s = output_scale(Y, solution.alpha)
+    # The errors come first: by conjugate gradients the log determinant takes as long as the solution.
+    is_estimated = isinstance(solution.factor, IterativeFactor)
     parts = run.parts.provenance()
     result = Result(
         run=run.name,
@@ -173,10 +177,7 @@ def classify(
         output_scale=s,
         relative_residual=solution.relative_residual,
         refinements=solution.refinements,
-        log_marginal_likelihood=solution.log_marginal_likelihood,
-        scaled_log_marginal_likelihood=scaled_log_marginal_likelihood(Y, s, solution.log_determinant),
-        log_marginal_likelihoods=tuple(solution.log_marginal_likelihoods.tolist()),
-        log_determinant=solution.log_determinant,
+        **(_NO_LIKELIHOODS if is_estimated else _likelihoods(solution, Y, s)),
         extreme_eigenvalues=solution.extreme_eigenvalues,
         condition_number=solution.condition_number,
         noise_search=tuple(tried),
@@ -199,9 +200,13 @@ def classify(
         "labels_vali": vali_labels,
         "labels_test": test_labels,
     }
+    if seen is None and (request.extras or is_estimated):
+        seen = files.write(result, arrays, seen)
+    if is_estimated:
+        start = time.perf_counter()
+        result = replace(result, **_likelihoods(solution, Y, s))
+        result = replace(result, times={**result.times, "spectrum": time.perf_counter() - start})
     if request.extras:
-        if seen is None:
-            seen = files.write(result, arrays, seen)
         start = time.perf_counter()
         result = _with_extras(run, request, solution, Y, result, arrays, say)
         times = {**result.times, "extras": time.perf_counter() - start}
@@ -221,6 +226,25 @@ def _of_iterative(solution: Solution) -> dict[str, Any]:
         "solver": "cg",
         "preconditioner_rank": solution.factor.rank,
         "iterations": solution.factor.iterations,
+    }
+
+
+#: Of a result whose log determinant isn't known yet.
+_NO_LIKELIHOODS: dict[str, Any] = {
+    "log_marginal_likelihood": math.nan,
+    "scaled_log_marginal_likelihood": math.nan,
+    "log_marginal_likelihoods": (),
+    "log_determinant": math.nan,
+}
+
+
+def _likelihoods(solution: Solution, Y: np.ndarray, s: float) -> dict[str, Any]:
+    """What a result records of the log determinant and of the marginal likelihood, at the output scale s too."""
+    return {
+        "log_marginal_likelihood": solution.log_marginal_likelihood,
+        "scaled_log_marginal_likelihood": scaled_log_marginal_likelihood(Y, s, solution.log_determinant),
+        "log_marginal_likelihoods": tuple(solution.log_marginal_likelihoods.tolist()),
+        "log_determinant": solution.log_determinant,
         "log_marginal_likelihood_standard_error": solution.log_marginal_likelihood_error,
     }
 

@@ -88,6 +88,7 @@ class Result:
     relative_residual: float
     refinements: int
     log_marginal_likelihood: float
+    """Not a number, as what follows, where the program was stopped before its estimate was there."""
     scaled_log_marginal_likelihood: float
     """At the output scale."""
     log_marginal_likelihoods: tuple[float, ...]

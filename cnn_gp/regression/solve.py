@@ -54,8 +54,8 @@ class Solution:
     noise: float
     mean_diagonal: float
     """Of the kernel, over the N training images."""
-    log_marginal_likelihoods: np.ndarray
-    """[n_classes], of each column of Y."""
+    fits: np.ndarray
+    """[n_classes], y^T alpha for each column y of Y."""
     relative_residual: float
     """|Y - (K + (noise + jitter) mean_diagonal I) alpha| / |Y| in Frobenius norms, with K as it is stored."""
     refinements: int
@@ -72,15 +72,20 @@ class Solution:
 
     @property
     def log_determinant(self) -> float:
-        """Of the system's matrix."""
+        """Of the system's matrix; without a factor an estimate, which takes many products when it is first needed."""
         return self.factor.log_determinant()
+
+    @property
+    def log_marginal_likelihoods(self) -> np.ndarray:
+        """[n_classes], of each column of Y (Rasmussen & Williams 2006, equation 2.30); without a factor an estimate."""
+        return -0.5 * (self.fits + self.log_determinant + len(self.alpha) * math.log(2 * math.pi))
 
     @property
     def log_marginal_likelihood_error(self) -> float | None:
         """The standard error of the log marginal likelihood where it is an estimate, else None."""
         if not isinstance(self.factor, IterativeFactor):
             return None
-        return 0.5 * len(self.log_marginal_likelihoods) * self.factor.log_determinant_error()
+        return 0.5 * len(self.fits) * self.factor.log_determinant_error()
 
     @property
     def log_marginal_likelihood(self) -> float:
@@ -154,8 +159,6 @@ def solve(
 
     (factor, found, refinements), jitter = _climb_jitter_ladder(solved_at, jitter, N, say, images)
     with _timed(times, "spectrum"):
-        # Without a factor the log determinant takes products too.
-        log_marginal_likelihoods = _log_marginal_likelihoods(Y, found.alpha, factor)
         extremes = factor.extreme_eigenvalues() if isinstance(factor, IterativeFactor) else extreme_eigenvalues(factor)
     return Solution(
         alpha=found.alpha,
@@ -164,7 +167,7 @@ def solve(
         jitter=jitter,
         noise=noise,
         mean_diagonal=mean_diagonal,
-        log_marginal_likelihoods=log_marginal_likelihoods,
+        fits=np.einsum("nc,nc->c", Y, found.alpha),
         relative_residual=found.error / (float(np.linalg.norm(Y)) or 1.0),
         refinements=refinements,
         extreme_eigenvalues=extremes,
@@ -247,12 +250,6 @@ def _solve_refined(
             return found, refinements
         found = better
     return found, most
-
-
-def _log_marginal_likelihoods(Y: np.ndarray, alpha: np.ndarray, factor: Factor) -> np.ndarray:
-    """[C] (Rasmussen & Williams 2006, equation 2.30)."""
-    fits = np.einsum("nc,nc->c", Y, alpha)
-    return -0.5 * (fits + factor.log_determinant() + len(Y) * math.log(2 * math.pi))
 
 
 def extreme_eigenvalues(factor: Factor) -> tuple[float, float]:
