@@ -105,6 +105,14 @@ def test_the_random_search_is_whole():
     assert all(np.isfinite(r.test_error) and r.test_error < 20 for r in results)
 
 
+def test_the_docs_table_of_shifted_copies_is_what_is_stored():
+    rows = table((ROOT / "docs" / "reproduction.md").read_text(), "## More images than a factor has memory for")
+    for name in ("mnist", "with_copies"):
+        result = ResultFiles(ROOT / "results" / "shifted_copies" / name, "seed_29").read()
+        errors = [f"{error:.2f}" for error in (result.validation_error, result.test_error)]
+        assert rows[name][1:] == [f"{result.N_train:,}", *errors, f"{result.relative_residual:.0e}"]
+
+
 def test_every_result_names_what_made_it():
     for path in (ROOT / "results").rglob("*.json"):
         result = json.loads(path.read_text())
@@ -113,7 +121,7 @@ def test_every_result_names_what_made_it():
         for record in (result["versions"], *result.get("kernel_computed_by", ())):
             assert re.fullmatch("[0-9a-f]{12}", record["commit"]), (path, record["commit"])
             assert record["processor"] and record["python"]
-        assert drawn or result["relative_residual"] < 1e-9
+        assert drawn or result["relative_residual"] < (1e-8 if result.get("solver") == "cg" else 1e-9)
 
 
 RUNS = [path for path in sorted((ROOT / "results").rglob("*.json")) if path.parent.name != "convergence"]
@@ -125,13 +133,16 @@ def test_every_result_is_read_and_written_back(path):
     assert result.run == path.stem
     # Those of before there was a choice don't say which solver it was, and what would choose among several noises.
     before = {"solver": "cholesky", "noise_by": "validation"}
-    assert json.loads(result.to_json()) == before | json.loads(path.read_text())
+    found, there = (json.loads(text, parse_constant=str) for text in (result.to_json(), path.read_text()))
+    # That of the text itself is checked where it is read.
+    there.pop("sha256", None)
+    assert found == before | there
     # The search's are in one file of their own.
-    if result.model != "random":
+    if path.parent.name != "random_search":
         assert result.to_csv().encode() == path.with_suffix(".csv").read_bytes()
-        curve = to_csv(map(vars, result.learning_curve)).encode()
         curve_path = path.with_name(f"{path.stem}_learning_curve.csv")
-        assert not curve_path.exists() or curve == curve_path.read_bytes()
+        if curve_path.exists():
+            assert to_csv(map(vars, result.learning_curve)).encode() == curve_path.read_bytes()
 
 
 def test_the_searchs_csv_is_what_is_stored():
