@@ -99,7 +99,11 @@ class Request:
         return tuple(name for name, wanted in asked.items() if wanted)
 
     def lacking(self, there: Result) -> list[str]:
-        """The extras that are asked for and that a result doesn't have, or not at all sizes; and its likelihood."""
+        """
+        What a result doesn't have: extras that are asked for, or some of their sizes, and the log marginal likelihood.
+
+        The latter is missing where conjugate gradients were stopped after the errors were written.
+        """
         has_sizes = {point.N_train for point in there.learning_curve or ()}.issuperset(self.curve_sizes)
         has = {extra for extra in there.extras if extra != "learning_curve" or has_sizes}
         if there.gaussian_process_scores is None or (

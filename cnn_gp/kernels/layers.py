@@ -25,7 +25,8 @@ Average pooling needs covariances between position p of one image and p + d of t
 but in a pool, so that the recursion above holds for each, with v at p + d and :math:`K_d(p) = 0` where p or p + d is
 outside the map; after a convolution of stride s, d needs the displacement s d before it (:mod:`.pooling`).
 
-A layer says what it does to covariances and leaves the loop over pairs of images to the tensor library.
+A layer says what it does to covariances and leaves the loop over pairs of images to the tensor library. Layers one
+after another, and the sum of branches, are in :mod:`.composition`, the nonlinearities in :mod:`.nonlinearities`.
 """
 
 import math

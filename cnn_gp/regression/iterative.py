@@ -43,7 +43,8 @@ PINNED = 0.5
 #: Arrays of the right sides' shape that conjugate gradients and a product have at a time.
 _VECTORS = 20
 
-#: Rows of tiles that are in memory at a time besides those that are kept, with what BLAS makes of one in float64.
+#: Rows of tiles that are in memory at a time besides those that are kept: one in each thread's hands while it is first
+#: read whole, and those that a pass over all stored rows reads ahead.
 _ROWS_AT_A_TIME = THREADS + 4
 
 #: Of the memory that isn't needed in any case, what is for right sides besides the classes', where such follow.
