@@ -104,6 +104,8 @@ def compute_run(
     if not missing:
         run.write_view()
         run.forget_claims()
+        # Of workers that were killed meanwhile.
+        run.remove_leftovers()
     return not missing
 
 

@@ -14,6 +14,7 @@ import pytest
 from cnn_gp.compute.claims import claimed
 from cnn_gp.compute.scheduler import compute_run, in_order
 from cnn_gp.compute.status import status
+from cnn_gp.store import atomic
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import Tiling
 from helpers.matrices import bytes_of
@@ -163,6 +164,22 @@ def test_leftovers_of_dead_processes_are_removed_and_others_kept(tmp_path):
         (run.folder / name).write_bytes(b"half")
     compute(run)
     assert {path.name for path in run.folder.glob(".*.tmp")} == set(others)
+
+
+def test_leftovers_of_a_worker_that_is_killed_meanwhile_are_removed_at_the_end(tmp_path):
+    class LosesAWorker(NumpyEngine):
+        def entries(self, X, X2=None, progress=None):
+            if not self.calls:
+                worker = subprocess.Popen([sys.executable, "-c", ""])
+                name = atomic.temporary_path(run.claims_folder / "Kxx_0001.claim", "tmp").name
+                (run.claims_folder / name.replace(f".{os.getpid()}.", f".{worker.pid}.")).touch()
+                worker.wait()
+                assert list(run.claims_folder.glob(".*.tmp"))
+            return super().entries(X, X2, progress)
+
+    run = begin(tmp_path, make_data())
+    assert compute(run, LosesAWorker())
+    assert not list(run.claims_folder.iterdir())
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, whole):
