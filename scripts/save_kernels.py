@@ -39,7 +39,9 @@ flags.DEFINE_integer("n_threads", None, "Threads of the fused engine; by default
 flags.DEFINE_enum("float_type", "float32", FLOAT_TYPES, "Precision of the kernel's entries.")
 flags.DEFINE_string("shard", "1/1", "i/n, of a job array on a shared file system: which parts to try first.")
 flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose workers compute in place of this machine.")
-flags.DEFINE_float("claim_timeout", TIMEOUT, "Seconds without a heartbeat after which another's part is taken over.")
+flags.DEFINE_float(
+    "claim_timeout", TIMEOUT, "Seconds, at least 20, without a heartbeat after which another's part is taken over."
+)
 flags.DEFINE_bool("status", False, "Only say what is done, missing and at work (--path, and --model or --run_name).")
 flags.DEFINE_bool("verify", False, "Check every byte of the parts, images and labels that are there, and of the view.")
 

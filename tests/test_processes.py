@@ -15,7 +15,7 @@ def test_a_process_is_known_by_its_number_and_start():
     here = os.getpid()
     since = started(here)
     assert since is not None and is_same_process(here, since)
-    # As another process reads it, for which the system's clock was set by a second.
+    # As another process reads it: the system's start is rounded.
     assert is_same_process(here, since + 1)
     for other in (since - 60, since + 60, None, "5"):
         assert not is_same_process(here, other)
@@ -33,6 +33,13 @@ def test_a_dead_process_is_not_there_and_neither_is_a_zombie():
     assert started(process.pid) is None
     process.wait()
     assert started(process.pid) is None and not is_same_process(process.pid, since)
+
+
+def test_a_process_is_still_the_same_when_the_clock_is_set(monkeypatch):
+    since, boot, real = started(os.getpid()), psutil.boot_time() + 3600, psutil.Process.create_time
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: real(process) + 3600)
+    assert is_same_process(os.getpid(), since)
 
 
 @pytest.mark.parametrize("number", [-1, 10**30])

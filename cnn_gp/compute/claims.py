@@ -1,9 +1,9 @@
 """
 Claims: which process computes which part, between any number of them that share a directory, also on several hosts.
 
-A process that wants a part creates ``NAME.claim`` exclusively, touches it every few seconds while it is at work, and
-deletes it when the part is on disk. A claim that hasn't been touched for a while, or whose process is seen to be dead
-on this host, is taken over. Claims only save work: parts are written atomically, so that at the worst a part is
+A process that wants a part creates ``NAME.claim`` exclusively, gives it a heartbeat (sets the file's time to now) every
+few seconds while it is at work, and deletes it when the part is on disk. A claim without a heartbeat for a while, or
+whose process is seen to be dead on this host, is taken over. Claims only save work: parts are written atomically, so that at the worst a part is
 computed twice, to the same bytes.
 """
 
@@ -18,12 +18,12 @@ from typing import Any
 
 from ..errors import UserError
 from ..processes import host_id, is_same_process, started
-from ..store.atomic import create_exclusively, not_written
+from ..store.atomic import create_exclusively
 
-#: Seconds between two touches of a claim.
+#: Seconds between two heartbeats of a claim.
 HEARTBEAT = 10.0
 
-#: Seconds without a touch after which a claim counts as abandoned.
+#: Seconds without a heartbeat after which a claim counts as abandoned.
 TIMEOUT = 60.0
 
 
@@ -31,7 +31,7 @@ class Claims:
     """
     The claims of this process in a directory.
 
-    :param folder: where the claims lie; it is made.
+    :param folder: where the claims lie; it is made for the first of them.
     :param timeout: seconds without a heartbeat after which another's claim is taken over.
     :param heartbeat: seconds between heartbeats.
     """
@@ -44,12 +44,8 @@ class Claims:
         self._held: set[str] = set()
         self._is_beating = False
         self._watched: dict[Path, tuple[float | None, float]] = {}
-        """When a file that is waited for was touched, and since when this process has seen it so."""
+        """The last heartbeat of a file that is waited for, and since when this process has seen none after it."""
         self._lock = threading.Lock()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise not_written(folder, error) from error
 
     def take(self, name: str) -> bool:
         """
@@ -90,7 +86,7 @@ class Claims:
         return self._folder / f"{name}.claim"
 
     def _create(self, path: Path) -> bool:
-        """Make a claim, with its content at once: a killed process leaves none of which nobody knows whose it is."""
+        """Make a claim. It appears with its content, so that a killed process leaves no claim without an owner."""
         return create_exclusively(path, json.dumps(self._me))
 
     def _abandoned(self, path: Path) -> bool:
@@ -101,7 +97,7 @@ class Claims:
 
     def _is_silent(self, path: Path) -> bool:
         """
-        Whether a file wasn't touched for the timeout, by the file system's clock or by this process's own.
+        Whether a file had no heartbeat for the timeout, by the file system's clock or by this process's own.
 
         The second is for files whose time is in the future, where a clock was set back.
         """
@@ -191,4 +187,7 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} is nobody's and can't be removed ({error.strerror}): remove it yourself.") from error
+        raise UserError(
+            f"{path} is abandoned and can't be removed ({error.strerror}): check the permissions of its "
+            "folder, or remove it."
+        ) from error

@@ -21,7 +21,7 @@ from ..progress import duration
 from ..store.description import Description
 from ..store.run_directory import RunDirectory
 from ..store.tiling import DEFAULT_N_MAX
-from .claims import TIMEOUT
+from .claims import HEARTBEAT, TIMEOUT
 from .scheduler import compute_run
 from .status import ENGINES_DIFFER, in_words, parts_by_engine
 from .worker import Job
@@ -108,8 +108,11 @@ class Request:
                 f"--shard is {i}/{n}; expected i/n with i from 1 to n, at most {_MOST_SHARDS:,}: --shard=1/4 to "
                 "--shard=4/4."
             )
-        if not 0 < self.claim_timeout < float("inf"):
-            raise UserError(f"--claim_timeout is {self.claim_timeout}; expected seconds, more than 0.")
+        if not 2 * HEARTBEAT <= self.claim_timeout < float("inf"):
+            raise UserError(
+                f"--claim_timeout is {self.claim_timeout}; expected seconds, at least {2 * HEARTBEAT:g}: a program at "
+                f"work gives a heartbeat every {HEARTBEAT:g} s."
+            )
         unknown = [name for name in self.kernel_arguments if name not in _DEFAULTS]
         if unknown:
             raise UserError(f"kernel_arguments has {unknown[0]!r}; expected some of {', '.join(_DEFAULTS)}.")
@@ -246,7 +249,7 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
     say(f"A kernel entry takes {n_covariances:,} covariances, the run {n_covariances * tiling.entries:,}.")
     for name, reason in unusable.items():
         say(f"{name} is computed again: {reason}.")
-        run.parts.discard(name)
+        run.parts.discard(next(part for part in missing if part.name == name))
     if len(missing) < len(parts):
         say(f"{len(parts) - len(missing)} of {len(parts)} parts are there already.")
     from ..engines.tensorflow import n_gpus_seen

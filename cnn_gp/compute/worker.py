@@ -94,14 +94,16 @@ class Worker:
 
     def __init__(self, job: Job, device: str) -> None:
         self.run = RunDirectory(job.workdir, job.name)
-        self.claims = Claims(self.run.claims_folder, job.claim_timeout, job.heartbeat)
         if self.run.id != job.run_id:
             raise UserError(
                 f"{self.run.folder} was deleted and begun by another program meanwhile: start again, if the run is "
                 "still to be computed, or choose another --path or --run_name."
             )
+        self.claims = Claims(self.run.claims_folder, job.claim_timeout, job.heartbeat)
         self._parts = {part.name: part for part in self.run.description().tiling.parts()}
         self._job, self._device = job, device
+        # Now: the checkout may be changed while this program runs.
+        self._software = software()
         self._engine: Engine | None = None
         self._images: dict[str, np.ndarray] = {}
         self._preparing = threading.Lock()
@@ -138,7 +140,7 @@ class Worker:
         start = time.perf_counter()
         rows = [self._compute_row(part, row, engine, progress) for row in part.rows]
         seconds = before + time.perf_counter() - start
-        who: dict[str, Any] = {"engine": engine.name, "device": self._device, **software()}
+        who: dict[str, Any] = {"engine": engine.name, "device": self._device, **self._software}
         who.update(pid=os.getpid(), seconds=seconds)
         with self._naming_the_layer():
             self.run.write_part(part, rows, who)

@@ -23,6 +23,9 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another place"),
 }
 
+#: What systems answer where a file system has no hard links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
 
 def not_written(path: Path, error: OSError) -> UserError:
     """The error of a file or folder that the system refused to write: what is wrong, and what to do."""
@@ -94,6 +97,13 @@ def create_exclusively(path: Path, content: str | bytes) -> bool:
                 os.link(temporary, path)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise UserError(
+                    f"{path} can't be written ({error.strerror}): its file system has no hard links, by which several "
+                    "programs share a run; choose a place on another one."
+                ) from error
         flush_folder(path.parent)
     except OSError as error:
         raise not_written(path, error) from error

@@ -83,11 +83,13 @@ class Description:
 
     @classmethod
     def from_json(cls, text: str) -> "Description":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`. :raises UserError: where it is of another version's format."""
         fields = json.loads(text)
-        if fields.pop("format", None) != FORMAT:
+        found = fields.pop("format", None)
+        if found != FORMAT:
             raise UserError(
-                f"The run was written in another format than {FORMAT}; compute it again, or use its version."
+                f"The run is of format {found!r}; this version reads format {FORMAT}: compute the run in another "
+                "--path, or use the version of cnn_gp that wrote it."
             )
         return cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
 

@@ -79,9 +79,20 @@ class Parts:
             return False
         return True
 
-    def discard(self, name: str) -> None:
-        """Delete a part's file, which was found damaged."""
-        remove(self._run.folder / f"{name}.h5")
+    def discard(self, part: Part) -> None:
+        """
+        Delete a part's file that :meth:`missing` has found damaged.
+
+        It is read once more: another program may have computed the part again since.
+
+        :raises UserError: where it can't be read or removed.
+        """
+        try:
+            self._check(part)
+        except FileNotFoundError:
+            pass
+        except Damaged:
+            remove(self._path(part))
 
     def delete(self) -> None:
         """Delete all of them."""

@@ -25,9 +25,10 @@ import numpy as np
 from ..data.datasets import Dataset
 from ..errors import UserError
 from . import image_file, upgrade, view
-from .atomic import remove, remove_leftovers
+from .atomic import remove_leftovers
 from .description import Description, differences
 from .kept_rows import KeptRows
+from .kept_state import remove_states
 from .part_file import Row
 from .parts import Parts
 from .record import LABELS, Record
@@ -66,8 +67,11 @@ class RunDirectory(RunFolder):
         Begin the run, or go on with it.
 
         :param data: the images and labels that the description is of.
-        :raises UserError: where another run lies in this place; it says what differs.
+        :raises UserError: where another run lies in this place, and it says what differs, or another file in that of
+            the view.
         """
+        # Whether there is a place for it is to be known now, not after hours of work; its defects don't matter yet.
+        view.defect(self.view_path, description)
         is_old = upgrade.is_old(self.folder)
         if is_old:
             upgrade.check_same(self.folder, description)
@@ -140,7 +144,7 @@ class RunDirectory(RunFolder):
     def whitening(self) -> "ZCA | None":
         """What new images have to be transformed by, or None. :raises UserError: as :meth:`images`."""
         description = self.description()
-        return image_file.whitening(description, self.raw_images()["X"]) if description.preprocessing else None
+        return image_file.whitening(description, self.raw_images()["X"]) if "zca" in description.preprocessing else None
 
     def check_complete(self) -> None:
         """:raises UserError: where parts are missing or unusable; it lists them."""
@@ -158,7 +162,7 @@ class RunDirectory(RunFolder):
         """
         :raises UserError: where the run's images or labels aren't those that its description was made for.
 
-        Images that aren't there aren't missed.
+        Where there is no file of images, nothing is checked.
         """
         if os.path.lexists(self._images_path):
             images, labels, description = self._stored_images(), self.labels(), self.description()
@@ -186,16 +190,21 @@ class RunDirectory(RunFolder):
 
     def delete_parts(self) -> None:
         """
-        Delete the view, then the parts, and what solves have kept whose result was never written (:mod:`.kept_state`).
+        Delete the view, then the parts, what was put aside of them, and what solves have kept whose result was never
+        written (:mod:`.kept_state`).
 
         The description, labels and images stay: predictions need these.
+
+        :raises UserError: where a file can't be removed, or the run was deleted or begun anew: nothing is deleted then.
         """
         # First, so that no worker that was forgotten puts a part back.
         self.renew()
         view.delete(self.view_path)
         self.parts.delete()
-        for path in self.folder.glob("solve_*.state.npz"):
-            remove(path)
+        for part in self.description().tiling.parts():
+            self.kept_rows.forget(part)
+        remove_states(self.folder)
+        self.forget_claims()
         with contextlib.suppress(OSError):
             self.claims_folder.rmdir()
 

@@ -1,5 +1,5 @@
 """
-A run's folder, and its record: whose the files in it are.
+A run's folder, and its record, which says which run the files in it belong to.
 
 Every file of a run is sealed with the run's fingerprint and written atomically, and only while the run is the one that
 the program has begun with.
@@ -49,7 +49,12 @@ class RunFolder:
         return created
 
     def renew(self) -> None:
-        """Give the run another id: whoever still works for the old one notices, and puts no part back."""
+        """
+        Give the run another id: whoever still works for the old one notices, and puts no part back.
+
+        :raises UserError: where the run was deleted or begun anew; that one is left as it is.
+        """
+        self.check_still_ours()
         self._record = self._read_record().renew(self._record_path)
 
     @property

@@ -65,14 +65,14 @@ def defect(path: Path, description: Description) -> str | None:
     try:
         read_sealed(path, description.fingerprint)
         return None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "it isn't there"
     except Damaged as reason:
         if _is_a_view(path):
             return str(reason)
         raise UserError(
             f"{path} isn't a view that save_kernels.py wrote ({reason}), and is kept: move it away and start again, so "
-            "that the run's view can be written there; the run itself is complete."
+            "that the run's view can be written there."
         ) from reason
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): check its permissions and its disk.") from error

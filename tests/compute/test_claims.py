@@ -123,7 +123,7 @@ def test_a_folder_in_a_claims_place_is_one_line_and_kept(tmp_path):
     (tmp_path / "a.claim").mkdir()
     (tmp_path / "a.claim" / "somebodys").touch()
     os.utime(tmp_path / "a.claim", (0, 0))
-    with pytest.raises(UserError, match=r"a\.claim is nobody's and can't be removed"):
+    with pytest.raises(UserError, match=r"a\.claim is abandoned and can't be removed"):
         Claims(tmp_path).take("a")
     assert (tmp_path / "a.claim" / "somebodys").exists()
 
@@ -170,8 +170,8 @@ def test_a_claim_that_cannot_be_made_is_one_line_and_leaves_nothing(tmp_path, mo
 
 def test_claims_that_cannot_be_made_are_one_line(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match=r"run/claims can't be written \(.*/run is a file, not a folder\): choose"):
-        Claims(tmp_path / "run" / "claims")
+    with pytest.raises(UserError, match=r"a\.claim can't be written \(.*/run is a file, not a folder\): choose"):
+        Claims(tmp_path / "run" / "claims").take("a")
 
 
 def test_a_claim_is_complete_from_its_first_moment(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ FLAGS = {
         "float_type": usually("float32"),
         "shard": usually("1/1", "2/3", "3/2", "1/999999999"),
         "scheduler": usually("nonsense", "tcp://127.0.0.1:1"),
-        "claim_timeout": usually("60", "1"),
+        "claim_timeout": usually("60", "20", "1"),
         "status": usually("true"),
         "verify": usually("true"),
     },

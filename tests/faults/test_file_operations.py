@@ -139,8 +139,8 @@ def parts_of_several_rows_and_little_patience(monkeypatch):
 def stage_1(workdir, verify=False):
     run = begin(workdir, make_data())
     if verify:
-        for name in run.parts.missing(verify=True)[1]:
-            run.parts.discard(name)
+        for part in run.parts.missing(verify=True)[0]:
+            run.parts.discard(part)
     compute_run(job_of(run, lambda device: NumpyEngine(), claim_timeout=0.1))
 
 

@@ -262,7 +262,7 @@ def rows_put_aside(workdir, rng):
         entries = stored[row.start].copy()
         entries[:, row.n_columns // 2 :] = np.nan
         run.kept_rows.keep(part, row, entries, None, "fused", 1.0)
-        run.parts.discard(part.name)
+        (run.folder / f"{part.name}.h5").unlink()
     path, other = (run.folder / f"{part.name}.row_{part.rows[0].start}.npz" for part in kept)
     return damage(path, [other], rng)
 

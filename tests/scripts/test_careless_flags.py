@@ -38,6 +38,7 @@ from helpers.small_runs import complete, make_data
         ("save_kernels", ["--path={}", "--shard=1/" + 5000 * "9"], "expected i/n with i from 1 to n"),
         ("save_kernels", ["--path={}", "--claim_timeout=-5"], "--claim_timeout is -5.0; expected seconds"),
         ("save_kernels", ["--path={}", "--claim_timeout=nan"], "--claim_timeout is nan; expected seconds"),
+        ("save_kernels", ["--path={}", "--claim_timeout=10"], "--claim_timeout is 10.0; expected seconds, at least 20"),
         ("classify_gp", ["--path={}/two\nlines"], "There is no run resnet_gp in"),
         ("classify_gp", ["--path={}", "--csv_dir="], "--csv_dir is empty"),
         ("classify_gp", ["--path={}", "--noise="], "--noise is empty"),

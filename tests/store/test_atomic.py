@@ -41,6 +41,16 @@ def test_what_the_system_refuses_is_said_with_a_remedy_that_fits(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(atomic.os, "link", refuse)
+    with pytest.raises(UserError, match=r"file can't be written \(.*\): its file system has no hard links, .* another"):
+        atomic.create_exclusively(tmp_path / "file", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "runs" / "run"):

@@ -15,6 +15,7 @@ import pytest
 from cnn_gp.compute.worker import Worker, compute_part
 from cnn_gp.errors import UserError
 from cnn_gp.store import atomic
+from cnn_gp.store.kept_state import KeptState
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.sealed import read_sealed, seal
 from helpers.matrices import bytes_of
@@ -89,6 +90,38 @@ def test_a_worker_of_a_run_whose_tiles_were_deleted_puts_none_back(tmp_path):
     with pytest.raises(UserError, match="was deleted or begun anew while"):
         worker.compute("Kxx_0000")
     assert not list(run.folder.glob("K*"))
+
+
+def test_a_run_that_was_begun_anew_keeps_its_tiles_from_who_deletes_the_old_ones(tmp_path):
+    """As --nokeep_tiles at the end of hours."""
+    data = make_data()
+    old = complete(tmp_path, data)
+    shutil.rmtree(old.folder)
+    successor = complete(tmp_path, data, model="resnet_gp")
+    expected = bytes_of(successor.folder)
+    with pytest.raises(UserError, match="was deleted or begun anew while"):
+        old.delete_parts()
+    assert bytes_of(successor.folder) == expected and successor.view_path.exists()
+
+
+def test_a_worker_of_a_deleted_run_makes_no_folder(tmp_path):
+    run = begin(tmp_path, make_data())
+    job = job_of(run, lambda device: NumpyEngine())
+    shutil.rmtree(run.folder)
+    with pytest.raises(UserError, match="There is no run small"):
+        Worker(job, "cpu")
+    assert not run.folder.exists()
+
+
+def test_with_the_tiles_all_that_was_kept_on_their_way_is_deleted(tmp_path):
+    run = complete(tmp_path, make_data())
+    part = run.description().tiling.parts()[0]
+    row = part.rows[0]
+    run.kept_rows.keep(part, row, np.ones(row.shape), None, "numpy")
+    KeptState(run, "solve_of_something").save({"X": np.ones(3)})
+    (run.claims_folder / f"{part.name}.claim").touch()
+    run.delete_parts()
+    assert {path.name for path in run.folder.iterdir()} == {"run.jsonl", "images.h5"}
 
 
 # Images and labels ----------------------------------------------------------------------------------------------------
@@ -184,6 +217,21 @@ def test_a_chunk_of_zeros_with_a_checksum_of_zero_is_found(tmp_path):
         list(run.parts.read_rows("Kxtx"))
 
 
+def test_a_damaged_part_that_another_program_has_computed_again_is_kept(tmp_path):
+    run = complete(tmp_path, make_data())
+    path = run.folder / "Kxx_0000.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + b"x" + whole[101:])
+    (part,), _ = run.parts.missing(verify=True)
+    path.write_bytes(whole)
+    run.parts.discard(part)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:100] + b"x" + whole[101:])
+    run.parts.discard(part)
+    run.parts.discard(part)
+    assert not path.exists()
+
+
 def test_kept_rows_that_are_damaged_or_of_another_place_do_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr("cnn_gp.store.tiling.MAX_PARTS", 6)
     data = make_data()
@@ -235,7 +283,9 @@ def test_files_that_cannot_be_removed_are_one_line(tmp_path, monkeypatch):
     said = (
         r"can't be removed \(Read-only file system\): choose a place on a file system that isn't read-only, or remove"
     )
-    for remove in (lambda: run.parts.discard("Kxx_0000"), run.delete_parts):
+    part = run.description().tiling.parts()[0]
+    (run.folder / f"{part.name}.h5").write_bytes(b"damaged")
+    for remove in (lambda: run.parts.discard(part), run.delete_parts):
         with pytest.raises(UserError, match=said):
             remove()
 
@@ -260,14 +310,22 @@ def test_tiles_that_vanish_under_a_reader_are_one_line(tmp_path):
 
 
 def test_a_file_of_ones_own_in_the_views_place_is_kept(tmp_path):
-    with h5py.File(tmp_path / "small.h5", "w") as file:
+    mine = tmp_path / "small.h5"
+    with h5py.File(mine, "w") as file:
         file["mine"] = 1.0
-    with pytest.raises(UserError, match=r"small.h5 isn't a view that save_kernels.py wrote .* is kept"):
-        complete(tmp_path, make_data())
-    with h5py.File(tmp_path / "small.h5") as file:
-        assert set(file) == {"mine"}
+    content = mine.read_bytes()
+    refused = r"small.h5 isn't a view that save_kernels.py wrote .* is kept"
+    with pytest.raises(UserError, match=refused):
+        begin(tmp_path, make_data())
+    # Before anything is computed or written.
+    assert list(tmp_path.iterdir()) == [mine]
+    mine.unlink()
+    run = begin(tmp_path, make_data())
+    mine.write_bytes(content)
+    with pytest.raises(UserError, match=refused):
+        compute(run)
     RunDirectory(tmp_path, "small").delete_parts()
-    assert (tmp_path / "small.h5").exists()
+    assert mine.read_bytes() == content
 
 
 def test_a_damaged_view_is_written_again(tmp_path):

@@ -1,7 +1,9 @@
 """The state of a long solve in a run's folder."""
 
 import numpy as np
+import pytest
 
+from cnn_gp.errors import UserError
 from cnn_gp.store.kept_state import KeptState
 from cnn_gp.store.run_directory import RunDirectory
 from helpers.small_runs import complete, make_data
@@ -34,3 +36,17 @@ def test_a_state_that_is_damaged_of_another_solve_or_run_does_not_count(tmp_path
     damaged[100] ^= 1
     path.write_bytes(damaged)
     assert kept.load() is None
+
+
+def test_a_state_that_the_disk_cannot_read_is_not_written_over(tmp_path, monkeypatch):
+    kept = KeptState(complete(tmp_path, make_data()), "solve")
+    kept.save({"X": np.ones(5)})
+
+    def fails(*arguments):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_gp.store.run_folder.read_sealed", fails)
+        with pytest.raises(UserError, match=r"solve.state.npz can't be read \(Input/output error\)"):
+            kept.load()
+    np.testing.assert_array_equal(kept.load()["X"], np.ones(5))
