@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All experiments: kernels, then classification, of the paper's three networks and of seeds of its random search.
 #
-# By default the embedded digits, a few minutes on two cores. The paper's whole programme on MNIST (its files in
+# By default the embedded digits, about a minute on two cores. The paper's whole programme on MNIST (its files in
 # DATA_DIR; the seeds come first, then the three named kernels, the ResNet last):
 #
 #   DATASET=mnist DATA_DIR=... SEEDS="$(seq 1 60) 1234" WORKDIR=... bash run_all_experiments.bash

@@ -30,7 +30,10 @@ class Cluster:
     """A connection to a cluster."""
 
     client: "Client"
-    n_workers: int
+
+    def n_workers(self) -> int:
+        """How many workers there are now; while there is none, one, which may come."""
+        return max(1, len(workers_of(self.client)))
 
     def check(self) -> None:
         """:raises CancelledError: where the connection is lost; not all that waits for the cluster notices."""
@@ -69,7 +72,8 @@ def connect(address: str, folder: Path) -> Iterator[Cluster]:
     except (OSError, ValueError) as error:
         raise UserError(f"There is no Dask scheduler at {address} ({error}): check --scheduler.") from error
     try:
-        yield Cluster(client, _check_workers(client, address, folder))
+        _check_workers(client, address, folder)
+        yield Cluster(client)
     except UserError:
         raise
     except Exception as error:
@@ -131,8 +135,8 @@ def _check_connected(client: "Client") -> None:
         raise CancelledError("the connection to the scheduler is lost")
 
 
-def _check_workers(client: "Client", address: str, folder: Path) -> int:
-    """The number of workers. :raises UserError: where none comes, or one doesn't see the folder."""
+def _check_workers(client: "Client", address: str, folder: Path) -> None:
+    """:raises UserError: where no worker comes, or one doesn't see the folder."""
     try:
         client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
     except TimeoutError as error:
@@ -159,4 +163,3 @@ def _check_workers(client: "Client", address: str, folder: Path) -> int:
             f"{len(blind)} of {len(seen)} Dask workers, {blind[0]} first, don't see {folder}: "
             "expected a file system that all workers share; give such a --path."
         )
-    return len(seen)

@@ -69,7 +69,11 @@ class Progress:
                     rate = max(self._done - self._first[1], 1) / max(now - self._first[0], 1e-6)
                     line += f", {_number(rate)} per second, {duration((self.total - self._done) / rate)} left"
                 line += f", {note}" if note else ""
-                print(line, file=sys.stderr, flush=True)
+                try:
+                    print(line, file=sys.stderr, flush=True)
+                except OSError:
+                    # Nobody reads it any more: no reason to lose hours of work.
+                    self._silent = True
             if self._first is None:
                 self._first = now, self._done
 

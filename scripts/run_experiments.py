@@ -7,7 +7,6 @@ Started again with the same flags it goes on where it was.
 """
 
 import shlex
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,12 +83,7 @@ def _run(script: str, *arguments: str, may_end_in: int = 0) -> int:
     :return: its exit status.
     """
     path = Path(__file__).parent / f"{script}.py"
-    if FLAGS.n_gpus:
-        # CUDA and forks don't go together.
-        sys.stdout.flush()
-        status = subprocess.run([sys.executable, path, *arguments]).returncode
-    else:
-        status = run_script(path, *arguments)
+    status = run_script(path, *arguments, anew=FLAGS.n_gpus > 0)
     if status not in (0, may_end_in):
         sys.exit(status)
     return status

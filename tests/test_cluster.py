@@ -54,7 +54,7 @@ def test_a_cluster_gives_the_same_bytes(tmp_path, client):
     begin(tmp_path / "cluster", make_data(**SIZES))
     engine = functools.partial(MeetingEngine, folder=str(tmp_path / "met"), processes=2)
     job = job_of(RunDirectory(tmp_path / "cluster", "small"), engine)
-    assert compute_run(job, cluster=Cluster(client, 2))
+    assert compute_run(job, cluster=Cluster(client))
     assert bytes_of(tmp_path / "cluster" / "small") == bytes_of(tmp_path / "here" / "small")
     records = RunDirectory(tmp_path / "cluster", "small").parts.provenance()
     assert len({record["pid"] for record in records}) == 2
@@ -64,7 +64,7 @@ def test_what_is_computed_of_a_part_is_shown_before_it_is_finished(tmp_path, cli
     begin(tmp_path, make_data(), n_max=40)
     told = watch_progress(monkeypatch, tmp_path / "seen")
     engine = functools.partial(WatchedEngine, seen=str(tmp_path / "seen"))
-    assert compute_run(job_of(RunDirectory(tmp_path, "small"), engine), cluster=Cluster(client, 2))
+    assert compute_run(job_of(RunDirectory(tmp_path, "small"), engine), cluster=Cluster(client))
     assert told[0] in (1, 2) and sum(told) == 23 * 24 // 2 + (9 + 7) * 23
 
 
@@ -132,7 +132,7 @@ def test_a_killed_worker_of_the_cluster_loses_only_its_part(tmp_path, client):
 
     threading.Thread(target=kill, daemon=True).start()
     job = job_of(run, functools.partial(SlowEngine, seconds=0.05))
-    assert compute_run(job, cluster=Cluster(client, 2))
+    assert compute_run(job, cluster=Cluster(client))
     assert victim not in client.run(os.getpid).values()
     assert bytes_of(tmp_path / "cluster" / "small") == bytes_of(tmp_path / "here" / "small")
     assert not list((run.folder / "claims").iterdir())
@@ -208,6 +208,25 @@ def test_a_killed_scheduler_ends_stage_2_in_one_line(tmp_path, start_dask, capfd
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_worker_that_comes_later_gets_parts_too(tmp_path, start_dask):
+    """As of a job array, whose jobs begin one after the other."""
+    run = begin(tmp_path / "cluster", make_data(**SIZES))
+    start_dask("scheduler")
+    start_dask("worker")
+    met = tmp_path / "met"
+
+    def join():
+        wait_until(lambda: met.is_dir() and list(met.iterdir()))
+        start_dask("worker")
+
+    threading.Thread(target=join, daemon=True).start()
+    # The first worker can't end its first part before the second has one.
+    engine = functools.partial(MeetingEngine, folder=str(met), processes=2)
+    with cluster.connect(address_of(tmp_path), run.folder) as at:
+        assert compute_run(job_of(run, engine), cluster=at)
+    assert len({record["pid"] for record in run.parts.provenance()}) == 2
+
+
 def test_workers_are_waited_for_but_not_for_ever(tmp_path, start_dask, monkeypatch):
     start_dask("scheduler")
     address = address_of(tmp_path)
@@ -218,7 +237,7 @@ def test_workers_are_waited_for_but_not_for_ever(tmp_path, start_dask, monkeypat
     late = threading.Timer(1.0, start_dask, ["worker"])
     late.start()
     with cluster.connect(address, tmp_path) as at:
-        assert at.n_workers == 1
+        assert at.n_workers() == 1
     assert not list(tmp_path.glob(".probe*"))
 
 

@@ -65,3 +65,20 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
 )
 def test_durations_for_people(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_log_that_nobody_can_write_to_ends_no_computation(monkeypatch):
+    """As after the end of a `tee` that wrote the log."""
+
+    class Closed:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("sys.stderr", Closed())
+    with Progress(1000, "entries") as progress:
+        progress(500)
+        progress(500)

@@ -17,10 +17,13 @@ PROGRAM = """
     from cnn_gp.script_process import run_script
 
     flags.DEFINE_string("ending", "", "Defined here too.")
+    flags.DEFINE_bool("anew", False, "In a new Python.")
 
     def main(argv):
-        print("ended in", run_script(argv[1], f"--ending={flags.FLAGS.ending}"))
-        print("ended in", run_script(argv[1], "--ending=0"))
+        # Before the script's flags are defined.
+        ending, anew = flags.FLAGS.ending, flags.FLAGS.anew
+        print("ended in", run_script(argv[1], f"--ending={ending}", anew=anew), flush=True)
+        print("ended in", run_script(argv[1], "--ending=0", anew=anew))
 
     app.run(main)
 """
@@ -52,25 +55,28 @@ def start(tmp_path):
     for name, text in (("program", PROGRAM), ("script", SCRIPT)):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
 
-    def begin(ending):
-        command = [sys.executable, tmp_path / "program.py", f"--ending={ending}", tmp_path / "script.py"]
+    def begin(ending, anew=False):
+        flags = [f"--ending={ending}", f"--anew={anew}"]
+        command = [sys.executable, tmp_path / "program.py", *flags, tmp_path / "script.py"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
 
     return begin
 
 
+@pytest.mark.parametrize("anew", [False, True])
 @pytest.mark.parametrize(("ending", "status"), [("0", 0), ("3", 3), ("-9", 137), ("error", 1)])
-def test_a_script_ends_in_its_status_and_the_next_one_runs(start, ending, status):
-    out, err = start(ending).communicate(timeout=PATIENCE)
+def test_a_script_ends_in_its_status_and_the_next_one_runs(start, ending, status, anew):
+    out, err = start(ending, anew).communicate(timeout=PATIENCE)
     assert out.splitlines() == [f"ending {ending}", f"ended in {status}", "ending 0", "ended in 0"], err
     assert ("ValueError: what happened" in err) == (ending == "error")
 
 
+@pytest.mark.parametrize("anew", [False, True])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_script_and_is_not_lost(start, number, status):
+def test_a_signal_ends_the_script_and_is_not_lost(start, number, status, anew):
     """SIGTERM is sent to the program alone, as by a batch system; Ctrl-C goes to both, as from a terminal."""
-    process = start("wait")
+    process = start("wait", anew)
     while process.stdout.readline() != "ready\n":
         assert process.poll() is None, process.stderr.read()
     if number == signal.SIGTERM:

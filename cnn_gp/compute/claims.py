@@ -3,8 +3,8 @@ Claims: which process computes which part, between any number of them that share
 
 A process that wants a part creates ``NAME.claim`` exclusively, gives it a heartbeat (sets the file's time to now) every
 few seconds while it is at work, and deletes it when the part is on disk. A claim without a heartbeat for a while, or
-whose process is seen to be dead on this host, is taken over. Claims only save work: parts are written atomically, so that at the worst a part is
-computed twice, to the same bytes.
+whose process is seen to be dead on this host, is taken over. Claims only save work: parts are written atomically, so
+that at the worst a part is computed twice, to the same bytes.
 """
 
 import contextlib

@@ -43,7 +43,7 @@ _DEFAULTS = {
 #: Dealing the parts to more would take long.
 _MOST_SHARDS = 10_000
 
-#: For an argument that only one model has: that model.
+#: Arguments that only one model has, and that model.
 _ONLY = {"allow_skip": "random", "skip_rule": "random", "depth": "resnet_gp", "n_blocks": "resnet_gp"}
 
 

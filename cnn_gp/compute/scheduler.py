@@ -62,8 +62,8 @@ class WorkerPool:
     submit: Callable[[str], "Future[Outcome]"]
     computed: Callable[[str], int]
     """Entries of a part that was submitted: how many its worker has computed so far."""
-    n_workers: int = 1
-    """It is given as many parts at a time."""
+    n_workers: Callable[[], int] = lambda: 1
+    """It is given as many parts at a time; there may be more workers later."""
     restart: "Callable[[], WorkerPool] | None" = None
     """Makes it anew after it broke."""
     check: Callable[[], None] = lambda: None
@@ -153,11 +153,11 @@ def _hand_out(
 
     while todo or running or own.intersection(others):
         for pool in pools:
-            while todo and sum(at is pool for _, at in running.values()) < pool.n_workers:
+            pool.check()
+            n_workers = pool.n_workers() if todo else 0
+            while todo and sum(at is pool for _, at in running.values()) < n_workers:
                 name = todo.popleft()
                 running[pool.submit(name)] = (name, pool)
-        for pool in pools:
-            pool.check()
         if not running:
             # All that is left is claimed by other programs: look again until it is there, or abandoned.
             time.sleep(_POLL)

@@ -53,9 +53,7 @@ class Job:
 class Outcome:
     """What became of a part: "computed" here; "there" already; or "claimed" by another process."""
 
-    part: str
     status: Literal["computed", "there", "claimed"]
-    seconds: float = 0.0
 
 
 class Tally:
@@ -121,15 +119,15 @@ class Worker:
         """
         part = self._parts[name]
         if self.run.parts.is_done(part):
-            return Outcome(name, "there")
+            return Outcome("there")
         # Before anything is made in a folder that may be another run's by now.
         self.run.check_still_ours()
         if not self.claims.take(name):
-            return Outcome(name, "claimed")
+            return Outcome("claimed")
         try:
             # Another process may have finished it between our look and our claim.
             if self.run.parts.is_done(part):
-                return Outcome(name, "there")
+                return Outcome("there")
             return self._compute(part, progress)
         finally:
             self.claims.release(name)
@@ -144,7 +142,7 @@ class Worker:
         who.update(pid=os.getpid(), seconds=seconds)
         with self._naming_the_layer():
             self.run.write_part(part, rows, who)
-        return Outcome(part.name, "computed", seconds)
+        return Outcome("computed")
 
     def _prepared_engine(self) -> "Engine":
         """The engine, with the images read; the first thread that comes makes both, the others wait."""

@@ -33,7 +33,7 @@ def from_bytes(content: bytes, *, whitened: bool) -> dict[str, np.ndarray]:
     """
     The images "X" [N_train, D], "Xv" [N_vali, D] and "Xt" [N_test, D].
 
-    :param whitened: or as they were given.
+    :param whitened: True for the whitened images, False for them as they were given.
     :raises OSError, KeyError: where HDF5 can't read them.
     """
     with h5py.File(io.BytesIO(content), "r") as file:
@@ -41,7 +41,7 @@ def from_bytes(content: bytes, *, whitened: bool) -> dict[str, np.ndarray]:
 
 
 def whitening(description: Description, training: np.ndarray) -> "ZCA | None":
-    """The run's, fitted to its training images [N_train, D] before whitening, float32."""
+    """The run's whitening, fitted to its training images [N_train, D] before whitening, float32; None without one."""
     if "zca" not in description.preprocessing:
         return None
     # Only here: scikit-learn takes most of a second.

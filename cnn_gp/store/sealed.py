@@ -53,7 +53,7 @@ class Seal:
             found = cls(**json.loads(tail[start:])["seal"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise Damaged("its end is missing or damaged") from error
-        # Whatever was parsed is what was written only if it is written the same again.
+        # Damaged text may still be JSON: the seal is believed only if writing it again gives the same bytes.
         if start < 0 or found.to_line() != tail[start:]:
             raise Damaged("its end is damaged")
         return found, len(tail) - start

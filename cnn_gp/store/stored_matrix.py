@@ -11,7 +11,7 @@ class StoredKernel:
     """
     Kxvx or Kxtx of a run, [images, training images].
 
-    :raises UserError: by its methods, where a part can't be read or its checksum is wrong.
+    :raises UserError: by its methods, where a part can't be read or its SHA-256 is wrong.
     """
 
     def __init__(self, run: RunDirectory, matrix: str) -> None:
@@ -19,7 +19,7 @@ class StoredKernel:
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """
-        (first row, entries) of each row of tiles, as they were computed (float32 or float64).
+        (first row, entries [rows, columns]) of each row of tiles, as they were computed (float32 or float64).
 
         :param start, stop: of those whose first row is from ``start`` on and before ``stop``.
         """
@@ -27,11 +27,15 @@ class StoredKernel:
             yield row.start, entries
 
     def pieces(self, start: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
-        """:meth:`~cnn_gp.store.parts.Parts.read_pieces`"""
+        """
+        (first column from the row's first, entries [rows, at most width]) of one row of tiles, as they were computed.
+
+        See :meth:`~cnn_gp.store.parts.Parts.read_pieces`.
+        """
         return self._run.parts.read_pieces(self._matrix, start, width)
 
     def diagonal(self) -> np.ndarray:
-        """K(x, x) of the images of the rows."""
+        """K(x, x) of the images of the rows, [images], in the run's precision."""
         return self._run.parts.read_diagonal(self._matrix)
 
 
@@ -44,7 +48,11 @@ class StoredGram(StoredKernel):
         self.N, self.n_max = description.N_train, description.n_max
 
     def block(self, start: int, stop: int, left: int, right: int) -> np.ndarray:
-        """:meth:`~cnn_gp.store.parts.Parts.read_upper`"""
+        """
+        Some rows and columns on or right of the diagonal, [stop - start, right - left] float64.
+
+        See :meth:`~cnn_gp.store.parts.Parts.read_upper`.
+        """
         return self._run.parts.read_upper(start, stop, left, right)
 
     def __reduce__(self) -> tuple[type, tuple[RunDirectory]]:

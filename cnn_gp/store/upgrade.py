@@ -6,6 +6,7 @@ then.
 """
 
 import base64
+import io
 import json
 from pathlib import Path
 
@@ -55,24 +56,40 @@ def seal_parts(folder: Path, description: Description) -> None:
     """
     Seal the parts that aren't yet, once HDF5's checksums have passed; those that fail are left to be computed again.
 
-    :raises UserError: where one can't be written.
+    :raises UserError: where one can't be read or written; the next start goes on.
     """
     for part in description.tiling.parts():
         path = folder / f"{part.name}.h5"
         try:
             read_seal(path, description.fingerprint)
-        except (OSError, Damaged):
-            about = _checked(path, part, description)
+        except FileNotFoundError:
+            continue
+        except Damaged:
+            content = _content(path)
+            about = _checked(content, part, description)
             if about is not None:
-                write_atomically(path, seal(path.read_bytes(), path.name, description.fingerprint, about))
+                write_atomically(path, seal(content, path.name, description.fingerprint, about))
+        except OSError as error:
+            raise _not_read(path, error) from error
     remove(folder / "run.h5")
 
 
-def _checked(path: Path, part: Part, description: Description) -> dict | None:
-    """What the seal says of an old part; None where it isn't whole."""
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _not_read(path, error) from error
+
+
+def _not_read(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} can't be read ({error.strerror}): check its permissions and its disk.")
+
+
+def _checked(content: bytes, part: Part, description: Description) -> dict | None:
+    """What the seal says of an old part of this content; None where it isn't whole."""
     diagonals = {}
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(io.BytesIO(content), "r") as file:
             if file.attrs["fingerprint"] != description.fingerprint:
                 return None
             for row in part.rows:

@@ -31,7 +31,7 @@ class VerifiedParts:
     """
     Reads rows from the files of parts; every byte of a file is verified when the first of its rows is read.
 
-    It is once more where the file has changed since. Threads may share it.
+    A file that has changed since is verified again. Threads may share this object.
     """
 
     def __init__(self) -> None:

@@ -438,6 +438,22 @@ def test_a_run_of_version_0_1_is_sealed_and_nothing_is_computed_again(tmp_path):
     run.check_data()
 
 
+def test_an_old_part_that_the_disk_cannot_read_is_not_given_up(tmp_path, monkeypatch):
+    run = complete(tmp_path, make_data())
+    as_version_0_1(run)
+
+    def fails(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_gp.store.upgrade.read_seal", fails)
+        with pytest.raises(UserError, match=r"Kxx_0000.h5 can't be read \(Input/output error\)"):
+            begin(tmp_path, make_data())
+    engine = NumpyEngine()
+    compute(begin(tmp_path, make_data()), engine)
+    assert engine.calls == 0
+
+
 def test_another_programs_seal_is_no_proof(tmp_path):
     """A part is one of this run only with this run's fingerprint."""
     run = complete(tmp_path, make_data())

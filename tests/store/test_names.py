@@ -26,7 +26,6 @@ def test_names_of_runs(tmp_path, name):
         "ä",
         "a\n",
         "x\0",
-        "claims",
         "results",
         "a.h5",
         "a_learning_curve",
