@@ -135,7 +135,7 @@ def _solve(run: RunDirectory, request: Request, files: ResultFiles, seen: bytes 
             print(f"{run.name}: solving for {request.N_train:,} images, {needed / 1e9:.2f} GB {where}.", flush=True)
         if request.nngp is not None:
             has_no_factor = client is not None or iterative is not None
-            ensemble.check_memory(StoredGram(run), request.N_train, on_cluster=has_no_factor)
+            ensemble.check_memory(StoredGram(run), request.N_train, has_factor=not has_no_factor)
         if request.spectrum:
             spectrum.check_memory(request.N_train)
         return classify(
@@ -147,7 +147,7 @@ def _check_solver_flags() -> None:
     if FLAGS.memory is not None and not 0 < FLAGS.memory < math.inf:
         raise UserError(f"--memory is {FLAGS.memory}; expected GB above 0, such as 4.")
     if FLAGS.solver == "cholesky" and FLAGS.memory is not None:
-        raise UserError("--memory is for conjugate gradients: leave it out, or --solver=cholesky.")
+        raise UserError("--memory is given with --solver=cholesky, which doesn't use it: leave one of the two out.")
 
 
 def _iterative(run: RunDirectory, request: Request, client: "Client | None") -> Iterative | None:
@@ -167,10 +167,14 @@ def _iterative(run: RunDirectory, request: Request, client: "Client | None") -> 
         where, needed, there = "of memory", n_bytes(N, gram.n_max, gram.N), min(limit, memory.available())
     else:
         where, needed, there = "of the cluster's memory", n_bytes_of_cluster(N), memory_of_cluster(client)
+    # A worker without a limit has an infinite one.
+    has, for_tiles = (
+        f"{amount / 1e9:.2f} GB are" if amount < math.inf else "as much as the workers have is"
+        for amount in (there, plan.room)
+    )
     print(
         f"{run.name}: solving for {N:,} images by conjugate gradients; a factor takes {needed / 1e9:.2f} GB {where}, "
-        f"{there / 1e9:.2f} GB are there. Rank {plan.rank:,} takes {1e-9 * plan.of_preconditioner:.2f} GB here, "
-        f"{plan.room / 1e9:.2f} GB are for tiles.",
+        f"{has} there. Rank {plan.rank:,} takes {1e-9 * plan.of_preconditioner:.2f} GB here, {for_tiles} for tiles.",
         flush=True,
     )
     return iterative
@@ -231,10 +235,14 @@ def _noises(texts: list[str]) -> tuple[float, ...]:
 def _curve_sizes(text: str, N_train: int) -> tuple[int, ...]:
     if text in ("", "auto"):
         return tuple(default_sizes(N_train)) if text else ()
-    numbers = text.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise UserError(f"--learning_curve is {text!r}; expected 'auto', or numbers of images such as 500,1000,5000.")
-    return tuple(sorted({int(number) for number in numbers}))
+    numbers = [shared_flags.whole_number(number.strip()) for number in text.split(",")]
+    if not all(number is not None and 1 <= number <= N_train for number in numbers):
+        shown = text if len(text) <= 60 else f"{text[:50]}..."
+        raise UserError(
+            f"--learning_curve is {shown!r}; expected 'auto', or numbers from 1 to {N_train}, the training images, "
+            f"such as {','.join(map(str, default_sizes(N_train)[-3:]))}."
+        )
+    return tuple(sorted({number for number in numbers if number is not None}))
 
 
 def _size(name: str, asked: int | None, default: int, largest: int) -> int:

@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -32,18 +31,18 @@ from cnn_gp.evaluation.out_of_distribution import (
     detections,
     table,
 )
+from cnn_gp.evaluation.predict_images import engine_of
 from cnn_gp.evaluation.result_files import ResultFiles
 from cnn_gp.evaluation.tables import to_text
 from cnn_gp.progress import duration
 from cnn_gp.provenance import software
 from cnn_gp.regression.cholesky import n_operations
+from cnn_gp.regression.memory_needs import has_memory, n_bytes
 from cnn_gp.regression.predict import n_operations as n_operations_of_variances
 from cnn_gp.store.atomic import check_writable, remove_leftovers
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from cnn_gp.engines.engine import Engine
+from cnn_gp.store.stored_matrix import StoredGram
 
 #: Largest strength of a change: of a larger one nothing of an image is left.
 LARGEST = 1000.0
@@ -62,7 +61,7 @@ flags.DEFINE_integer("N_test", None, "So many images of each set; by default as 
 
 def main() -> None:
     """Parse the flags, compute what is missing, write and print what is found."""
-    against = [_parsed(text) for text in FLAGS.against]
+    against = list(dict.fromkeys(_parsed(text) for text in FLAGS.against))
     run = shared_flags.run_directory()
     description = run.description()
     folder = Path(FLAGS.path) / FLAGS.csv_dir
@@ -80,17 +79,19 @@ def main() -> None:
         remove_leftovers(place)
     # What is asked for twice is one set.
     sets = list({(images.kind, images.name): images for images in _sets(run, description, against, N)}.values())
-    posteriors = Posteriors(run, result, files, lambda: _engine(description), functools.partial(print, flush=True))
-    n_missing = posteriors.missing(sets)
-    if n_missing:
+    engine = functools.partial(engine_of, description)
+    posteriors = Posteriors(run, result, files, engine, functools.partial(print, flush=True))
+    n_images, n_entries = posteriors.missing(sets)
+    if n_images:
         run.check_complete()
         run.check_data()
-        n_images = n_missing // result.N_train
-        seconds = result.times["kernel"] * n_missing / description.tiling.entries
-        factors = 1 + n_operations_of_variances(result.N_train, n_images) / n_operations(result.N_train)
+        _check_memory(run, result.solver, result.N_train)
+        seconds = result.times["kernel"] * n_entries / description.tiling.entries
+        times = 1 + n_operations_of_variances(result.N_train, n_images) / n_operations(result.N_train)
         print(
-            f"{run.name}: {n_missing:,} kernel entries, about {duration(seconds)} as fast as those of the run; "
-            f"posterior variances of {n_images:,} images, with a factorisation {factors:.1f} times the time of one.",
+            f"{run.name}: {n_entries:,} kernel entries, about {duration(seconds)} at the speed of the run's own; "
+            f"factorisation and posterior variances of {n_images:,} images take about {times:.1f} times as long as the "
+            "factorisation alone.",
             flush=True,
         )
     found = OutOfDistribution(
@@ -133,7 +134,12 @@ def _parsed(text: str) -> tuple[str, tuple[float, ...]]:
 def _sets(
     run: RunDirectory, description: Description, against: list[tuple[str, tuple[float, ...]]], N: int
 ) -> Iterator[Images]:
-    """The first N test images, then each other set, as the kernel takes them."""
+    """
+    The first N test images, then each other set, as the kernel takes them.
+
+    :raises UserError: where images can't be used, or two data sets have one name.
+    """
+    named: dict[str, str] = {}
     shape, zca = tuple(description.image_shape), run.whitening()
     test, labels = run.raw_images()["Xt"][:N], run.labels()["Yt"][:N]
 
@@ -153,17 +159,22 @@ def _sets(
             remark = range_warning(f"the images of {data.name}", data.Xt, run.raw_images()["X"])
             if remark is not None:
                 print(remark, file=sys.stderr)
+            if named.setdefault(data.name, kind) != kind:
+                raise UserError(
+                    f"--against has two data sets called {data.name}, {named[data.name]} and {kind}; expected "
+                    "different names, of which the files' are made: rename one."
+                )
             yield images(data.name, OTHER, None, data.Xt[:N], None)
 
 
-def _engine(description: Description) -> "Engine":
-    with cli.without_startup_messages():
-        from cnn_gp.engines.choice import make_engine
-        from cnn_gp.engines.tensorflow import n_gpus_seen
-        from cnn_gp.kernels.description import kernel_from_description
-
-        kernel = kernel_from_description(description.kernel)
-        return make_engine("auto", kernel, n_gpus=n_gpus_seen(), float_type=description.float_type)
+def _check_memory(run: RunDirectory, solver: str, N: int) -> None:
+    """:raises UserError: where there is none for the factor that variances need."""
+    gram = StoredGram(run)
+    if solver != "cholesky" and not has_memory(gram, N):
+        raise UserError(
+            f"The result of {run.name} was found by conjugate gradients; posterior variances of other images take a "
+            f"Cholesky factor, {n_bytes(N, gram.n_max, gram.N) / 1e9:.1f} GB of memory: take a machine with as much."
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from absl import flags
 from cnn_gp import cli, shared_flags
 from cnn_gp.data.images import in_words, range_warning, small_pixels_warning
 from cnn_gp.errors import UserError
-from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
+from cnn_gp.evaluation.predict_images import engine_of, means_csv, posterior, read_images
 from cnn_gp.evaluation.result_files import ResultFiles
 from cnn_gp.store.atomic import check_writable, remove_leftovers, write_atomically
 
@@ -43,12 +43,8 @@ def main() -> None:
     training = run.images()["X"][: len(alpha)]
     X = read_images(Path(FLAGS.images), tuple(description.image_shape))
     print(f"{FLAGS.images}: {in_words(X, description.image_shape)}.", flush=True)
-    with cli.without_startup_messages():
-        from cnn_gp.kernels.description import kernel_from_description
-
-        kernel = kernel_from_description(description.kernel)
     zca = run.whitening()
-    means = posterior_means(kernel, X if zca is None else zca.transform(X), training, alpha)
+    means, _ = posterior(engine_of(description), X if zca is None else zca.transform(X), training, alpha)
     warnings = [range_warning("the images", X, run.raw_images()["X"])]
     if training.dtype == np.float32:
         warnings.append(small_pixels_warning("the images", X))

@@ -4,6 +4,7 @@ import contextlib
 import math
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -143,21 +144,26 @@ def classify(
     """
     Solve, predict, and write the result: where none is there, the errors as soon as they are known, then all of it.
 
+    :param run: a complete run.
+    :param request: how many images, which noise, and what besides errors.
+    :param files: where the result lies.
     :param command: that is recorded with the result.
     :param say: called with lines of text on the way.
     :param client: of a Dask cluster that factorises.
-    :param iterative: to solve by conjugate gradients in place of a factorisation.
     :param seen: ``files.content()`` of a result that is to be replaced; it stays until the new one is whole.
+    :param iterative: to solve by conjugate gradients in place of a factorisation.
     :return: the result, as it is written.
     :raises UserError: where the run can't be read or solved, a file can't be written, or another program has
         written a result in the meantime.
     """
+    # Now: the checkout may be changed while this program runs.
+    versions = software()
     description, labels = run.description(), run.labels()
     train_labels = labels["Y"][: request.N_train]
     Y = targets(train_labels, description.n_classes)
     vali_labels = validation_labels(labels, request.N_train)[: request.N_vali]
     test_labels = labels["Yt"][: request.N_test]
-    solution, means, tried = _best(run, Y, request, vali_labels, say, client, iterative)
+    solution, means, tried, times = _best(run, Y, request, vali_labels, say, client, iterative)
     if not np.isfinite(solution.alpha).all():
         raise UserError(
             f"The solution for {run.name} has numbers that aren't finite, and isn't written: give a larger --jitter."
@@ -190,8 +196,8 @@ def classify(
         float_type=description.float_type,
         n_max=description.n_max,
         command=command,
-        versions=software(),
-        times={"kernel": sum(part.get("seconds", 0.0) for part in parts), **solution.times},
+        versions=versions,
+        times={"kernel": sum(part.get("seconds", 0.0) for part in parts), **times},
         kernel_computed_by=_computers(parts),
         extras=(),
         **_of_iterative(solution),
@@ -209,7 +215,7 @@ def classify(
     if is_estimated:
         start = time.perf_counter()
         result = replace(result, **_likelihoods(solution, Y, s))
-        result = replace(result, times={**result.times, "spectrum": time.perf_counter() - start})
+        result = replace(result, times={**result.times, "log_determinant": time.perf_counter() - start})
     if request.extras:
         start = time.perf_counter()
         result = _with_extras(run, request, solution, Y, result, arrays, say)
@@ -291,7 +297,7 @@ def _with_extras(
     s = result.output_scale
     if request.curve_sizes:
         labels = run.labels()
-        validation = StoredKernel(run, "Kxvx"), labels["Yv"]
+        validation = StoredKernel(run, "Kxvx"), labels["Yv"][: request.N_vali]
         test = StoredKernel(run, "Kxtx"), labels["Yt"][: request.N_test]
         points = learning_curve(solution, Y, request.curve_sizes, validation, test)
         result = replace(result, learning_curve=tuple(points))
@@ -367,10 +373,15 @@ def _best(
     say: Say,
     client: "Client | None",
     iterative: Iterative | None,
-) -> tuple[Solution, Predictions, list[NoiseTried]]:
-    """The solution and means of the noise that :attr:`Request.noise_by` chooses, and all that were tried."""
+) -> tuple[Solution, Predictions, list[NoiseTried], dict[str, float]]:
+    """
+    The solution and means of the noise that :attr:`Request.noise_by` chooses, all that were tried, and the seconds.
+
+    The seconds are those of all that were tried together.
+    """
     Kxx, Kxvx, Kxtx = StoredGram(run), StoredKernel(run, "Kxvx"), StoredKernel(run, "Kxtx")
     found: dict[float, tuple[Predictions, NoiseTried]] = {}
+    times: dict[str, float] = defaultdict(float)
 
     def solve_at(noise: float) -> Solution:
         return solve(Kxx, Y, request.jitter, noise, say, client, lambda: run.images()["X"], iterative)
@@ -383,13 +394,15 @@ def _best(
     def loss(solution: Solution) -> float:
         start = time.perf_counter()
         means = predict(solution, Kxvx, Kxtx, len(vali_labels), request.N_test)
-        solution.times["predict"] = time.perf_counter() - start
+        for step, seconds in solution.times.items():
+            times[step] += seconds
+        times["predict"] += time.perf_counter() - start
         error = error_percent(means.vali, vali_labels)
         left_out = None
         if request.noise_by == "loo":
             start = time.perf_counter()
             left_out = _left_out_scores(solution, Y, say)
-            solution.times["leave_one_out"] = time.perf_counter() - start
+            times["leave_one_out"] += time.perf_counter() - start
         found[solution.noise] = means, NoiseTried(solution.noise, error, left_out)
         if len(request.noises) > 1:
             density = "" if left_out is None else f", leave-one-out {left_out.log_predictive_density / len(Y):.4f}"
@@ -397,4 +410,4 @@ def _best(
         return error if left_out is None else -left_out.log_predictive_density
 
     solution, _ = best_noise(solve_at, loss, request.noises, make_room)
-    return solution, found[solution.noise][0], [tried for _, tried in found.values()]
+    return solution, found[solution.noise][0], [tried for _, tried in found.values()], dict(times)

@@ -20,6 +20,8 @@ class ComputedGram:
     :raises UserError: where an entry isn't finite; it names the images and the layer.
     """
 
+    is_in_memory = True
+
     def __init__(self, engine: Engine, X: np.ndarray, n_max: int = ROWS) -> None:
         self.N, self.n_max = len(X), n_max
         self._rows = []

@@ -159,7 +159,7 @@ class NNGPEstimator(BaseEstimator):
         self._zca = None
         self._pixel_range = np.array([pixels.min(), pixels.max()])
         with silent(not self.verbose):
-            gram = ComputedGram(self._engine(), self.X_train_)
+            gram = ComputedGram(self._cached_engine(), self.X_train_)
             self._solve(gram, Y[self._order])
 
     def _solve(
@@ -277,7 +277,7 @@ class NNGPEstimator(BaseEstimator):
             )
         return build_kernel(kernel, shape, kernel=kind, pool=self.pool)
 
-    def _engine(self) -> Engine:
+    def _cached_engine(self) -> Engine:
         description = json.dumps(self.kernel_description_, sort_keys=True)
         return _engine(description, self.engine, self.n_threads, self.X_train_.dtype.name, os.getpid())
 
@@ -328,7 +328,9 @@ class NNGPEstimator(BaseEstimator):
                 warnings.warn(remark.removeprefix("warning: "), stacklevel=3)
             whitened = pixels if self._zca is None else self._zca.transform(pixels)
             pixels = whitened.astype(self.X_train_.dtype)
-            return posterior(self._engine(), pixels, self.X_train_, solution, variances=variances)
+            return posterior(
+                self._cached_engine(), pixels, self.X_train_, solution.alpha, solution if variances else None
+            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_solution")

@@ -15,6 +15,12 @@ from ..errors import UserError
 #: Nodes of the Gauss-Hermite quadrature.
 NODES = 96
 
+#: Images whose integrals are computed at a time, for the memory's sake.
+_AT_A_TIME = 4096
+
+#: Below this argument the asymptotes of log Phi's derivatives are taken, of which the quotients overflow.
+_FAR = -1e4
+
 
 def output_scale(Y: np.ndarray, alpha: np.ndarray) -> float:
     """
@@ -40,22 +46,46 @@ def log_probabilities(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """
     The logarithms [N, C] of the probabilities that a class's latent value is the largest.
 
-    P(c) = integral phi(z) prod_{k != c} Phi((m_c - m_k) / s + z) dz, by Gauss-Hermite quadrature; normalised.
+    P(c) = integral phi(z) prod_{k != c} Phi((m_c - m_k) / s + z) dz, by Gauss-Hermite quadrature around the integrand's
+    largest value, which for an improbable class is far from 0; normalised.
 
     :param means: [N, C]; ``variances``: [N], of each image, the same for its classes.
+    :raises UserError: where the shapes don't fit.
     """
     if len(means) != len(variances) or means.ndim != 2:
         raise UserError(f"There are means {means.shape} and variances {variances.shape}; expected [N, C] and [N].")
-    z, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    log_weights = np.log(weights / np.sqrt(2 * np.pi))
     # A variance of 0 is certainty; the smallest number keeps the quotient finite.
     deviations = np.sqrt(np.maximum(variances, 1e-300))[:, None]
     result = np.empty(means.shape)
     for c in range(means.shape[1]):
-        gaps = (means[:, [c]] - np.delete(means, c, axis=1)) / deviations
-        terms = log_ndtr(np.clip(gaps, -1e100, 1e100)[:, :, None] + z).sum(axis=1)
-        result[:, c] = logsumexp(terms + log_weights, axis=1)
+        gaps = np.clip((means[:, [c]] - np.delete(means, c, axis=1)) / deviations, -1e100, 1e100)
+        for start in range(0, len(gaps), _AT_A_TIME):
+            result[start : start + _AT_A_TIME, c] = _log_integrals(gaps[start : start + _AT_A_TIME])
     return result - logsumexp(result, axis=1, keepdims=True)
+
+
+def _log_integrals(gaps: np.ndarray) -> np.ndarray:
+    """log integral phi(z) prod_k Phi(g_k + z) dz for each row of gaps g [N, K]."""
+    z, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    mode = _mode(gaps)[:, None]
+    # With z + mode for z: phi(z + mode) = phi(z) exp(-mode z - mode^2 / 2).
+    terms = log_ndtr((gaps + mode)[:, :, None] + z).sum(axis=1) - mode * z - mode**2 / 2
+    return logsumexp(terms + np.log(weights / np.sqrt(2 * np.pi)), axis=1)
+
+
+def _mode(gaps: np.ndarray) -> np.ndarray:
+    """Where phi(z) prod_k Phi(g_k + z) is about largest, [N], by Newton's method, which comes from below."""
+    z = np.zeros(len(gaps))
+    for _ in range(30):
+        x = gaps + z[:, None]
+        near = np.maximum(x, _FAR)
+        slopes = np.exp(-(near**2) / 2 - log_ndtr(near)) / np.sqrt(2 * np.pi)
+        curvatures = np.where(x > _FAR, slopes * (near + slopes), 1)
+        step = (np.where(x > _FAR, slopes, -x).sum(axis=1) - z) / (1 + curvatures.sum(axis=1))
+        z += step
+        if (step < 1e-3 * (1 + z)).all():
+            break
+    return z
 
 
 @dataclass(frozen=True)

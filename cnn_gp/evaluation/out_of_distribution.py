@@ -93,7 +93,7 @@ class Detection:
     """Of the images of this set; where they are of none of the classes, of the test images and these together."""
     strength: float | None = None
     auroc_entropy: float | None = None
-    """None of the test images themselves, as the other."""
+    """None for the test images themselves, as are the other two."""
     auroc_variance: float | None = None
     auroc_relative_variance: float | None = None
     """Of the posterior variance over the prior one, K(x, x), which is larger of bright images than of dark ones."""
@@ -175,7 +175,7 @@ class Files:
             ) from error
 
 
-class Predictions(NamedTuple):
+class Uncertainties(NamedTuple):
     """At a set of images: log probabilities [N, classes], posterior variances [N], and these over prior ones [N]."""
 
     log_p: np.ndarray
@@ -204,16 +204,18 @@ class Posteriors:
         self._engine: Engine | None = None
         self._solution: Solution | None = None
 
-    def predictions(self, images: Images) -> Predictions:
+    def uncertainties(self, images: Images) -> Uncertainties:
         """At a set of images."""
         means, variances, prior = self._posterior(images)
         scaled = self._result.output_scale * variances
-        return Predictions(log_probabilities(means, scaled), scaled, variances / np.maximum(prior, _TINY))
+        return Uncertainties(log_probabilities(means, scaled), scaled, variances / np.maximum(prior, _TINY))
 
-    def missing(self, sets: Sequence[Images]) -> int:
-        """The kernel entries that are to be computed for these sets."""
-        others = [images for images in sets if images.kind != TEST]
-        return self._result.N_train * sum(len(images.X) - len(self._kept(images)[0]) for images in others)
+    def missing(self, sets: Sequence[Images]) -> tuple[int, int]:
+        """How many images' posteriors are to be computed for these sets, and how many kernel entries for them."""
+        n_images = {images: len(images.X) - len(self._kept(images).means) for images in sets}
+        # The test images' are stored.
+        computed = sum(n for images, n in n_images.items() if images.kind != TEST)
+        return sum(n_images.values()), self._result.N_train * computed
 
     def _posterior(self, images: Images) -> _Posterior:
         found = self._kept(images)
@@ -238,7 +240,8 @@ class Posteriors:
         training = self._run.images()["X"][: self._result.N_train]
         X = X.astype(training.dtype)
         self._engine = self._engine or self._make_engine()
-        return _Posterior(*posterior(self._engine, X, training, self._solve()), self._engine.diag(X))
+        solution = self._solve()
+        return _Posterior(*posterior(self._engine, X, training, solution.alpha, solution), self._engine.diag(X))
 
     def _at_test_images(self, N: int) -> _Posterior:
         """At the first N, whose kernel is stored."""
@@ -252,6 +255,12 @@ class Posteriors:
             Y = targets(self._run.labels()["Y"][: r.N_train], self._run.description().n_classes)
             self._say(f"{r.run}: factorising for {r.N_train:,} images.")
             self._solution = solve(StoredGram(self._run), Y, r.jitter, r.noise, self._say)
+            if self._solution.jitter != r.jitter:
+                raise UserError(
+                    f"On this machine {r.run} is solved with a relative jitter of {self._solution.jitter:g}, and its "
+                    f"result with {r.jitter:g}: classify it again here, with --jitter={self._solution.jitter:g} "
+                    "--overwrite."
+                )
         return self._solution
 
     def _kept(self, images: Images) -> _Posterior:
@@ -280,8 +289,10 @@ def detections(posteriors: Posteriors, sets: Sequence[Images]) -> tuple[Detectio
 
     :param sets: the test images first.
     """
-    of_test = posteriors.predictions(sets[0])
-    return tuple(_detection(images, posteriors.predictions(images), sets[0], of_test) for images in sets)
+    test, *others = sets
+    of_test = posteriors.uncertainties(test)
+    found = [(test, of_test), *((images, posteriors.uncertainties(images)) for images in others)]
+    return tuple(_detection(images, of_images, test, of_test) for images, of_images in found)
 
 
 def table(runs: Mapping[str, OutOfDistribution]) -> Table:
@@ -304,7 +315,7 @@ def table(runs: Mapping[str, OutOfDistribution]) -> Table:
     return Table(header, rows, "llrrrrrrr")
 
 
-def _detection(images: Images, found: Predictions, test: Images, of_test: Predictions) -> Detection:
+def _detection(images: Images, found: Uncertainties, test: Images, of_test: Uncertainties) -> Detection:
     log_p, variances, _ = found
     assert test.labels is not None
     values: dict[str, float] = {}

@@ -1,22 +1,20 @@
 """The posterior at new images: means from a stored solution, without a factor; with one also variances."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..cli import without_startup_messages
 from ..data.images import flat_as_in_training
 from ..engines.engine import Engine
-from ..engines.gram import gram
 from ..errors import UserError
 from ..npz import read_npz
+from ..progress import silent
 from ..regression import predict
 from ..regression.solve import Solution
+from ..store.description import Description
 from .computed_gram import computed_kernels
 from .tables import to_csv
-
-if TYPE_CHECKING:
-    from ..kernels.nngp import NNGPKernel
 
 
 def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -37,34 +35,36 @@ def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return flat_as_in_training(f"{path}: x", x, shape)
 
 
-def posterior_means(kernel: "NNGPKernel", X: np.ndarray, training: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """
-    The posterior means [N, n_classes], float64, at images X [N, D].
+def engine_of(description: Description) -> Engine:
+    """What computes a run's kernel on this machine, on all GPUs that there are."""
+    with without_startup_messages():
+        from ..engines.choice import make_engine
+        from ..engines.tensorflow import n_gpus_seen
+        from ..kernels.description import kernel_from_description
 
-    :param training: [N_train, D], the images of the solution ``alpha`` [N_train, n_classes]; their dtype is the
-        precision in which the kernel is computed.
-    :raises UserError: where a mean isn't finite.
-    """
-    means = gram(kernel, X.astype(training.dtype), training).astype(np.float64) @ alpha
-    _check_finite(means, X)
-    return means
+        kernel = kernel_from_description(description.kernel)
+        return make_engine("auto", kernel, n_gpus=n_gpus_seen(), float_type=description.float_type)
 
 
 def posterior(
-    engine: Engine, X: np.ndarray, training: np.ndarray, solution: Solution, *, variances: bool = True
+    engine: Engine, X: np.ndarray, training: np.ndarray, alpha: np.ndarray, solution: Solution | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    The posterior means [N, outputs] and variances [N], float64, at images X [N, D] of the dtype of the training images.
+    The posterior means [N, outputs] and variances [N], float64, at images X [N, D].
 
-    :param training: [N_train, D], the images of the solution.
-    :param variances: whether they are asked for; else they are 0.
+    The kernel is computed some rows at a time, in the precision of the training images.
+
+    :param training: [N_train, D], the images of the solution ``alpha`` [N_train, outputs].
+    :param solution: with its factor, for the variances; without it they are 0.
     :raises UserError: where a kernel entry or a mean isn't finite.
     """
     means, found = [], []
-    for kernel in computed_kernels(engine, X, training):
+    for kernel in computed_kernels(engine, X.astype(training.dtype, copy=False), training):
         n_rows = len(kernel.K)
-        means += predict.posterior_means(kernel, [solution.alpha], n_rows)
-        found.append(predict.posterior_variances(kernel, solution, n_rows) if variances else np.zeros(n_rows))
+        with silent():
+            means += predict.posterior_means(kernel, [alpha], n_rows)
+            variances = None if solution is None else predict.posterior_variances(kernel, solution, n_rows)
+        found.append(np.zeros(n_rows) if variances is None else variances)
     result = np.concatenate(means)
     _check_finite(result, X)
     return result, np.concatenate(found)

@@ -88,7 +88,7 @@ class Result:
     relative_residual: float
     refinements: int
     log_marginal_likelihood: float
-    """Not a number, as what follows, where the program was stopped before its estimate was there."""
+    """NaN, as are the next three (the tuple is empty), where the program was stopped before it was estimated."""
     scaled_log_marginal_likelihood: float
     """At the output scale."""
     log_marginal_likelihoods: tuple[float, ...]
@@ -112,8 +112,8 @@ class Result:
     """The different versions, machines, devices and engines that computed the run's parts."""
     extras: tuple[str, ...]
     """
-    What was found besides the errors: of "variances" or "ensemble" (whose the variances and scores are: the Gaussian
-    process's or the trained ensemble's), "leave_one_out", "learning_curve" and "spectrum".
+    What was found besides the errors: "variances" or "ensemble", "leave_one_out", "learning_curve" and "spectrum". With
+    "variances", variances and scores are the Gaussian process's, with "ensemble" those of the trained ensemble.
     """
     peak_memory_bytes: int
     noise_by: str = "validation"
@@ -144,7 +144,7 @@ class Result:
 
     @property
     def solve_seconds(self) -> float:
-        """All of stage 2."""
+        """All of stage 2, for every noise that was tried."""
         return sum(seconds for step, seconds in self.times.items() if step != "kernel")
 
     @property

@@ -54,7 +54,7 @@ class Factor(Protocol):
         """The diagonal of the matrix's inverse, [N]."""
 
     def make_room(self, folder: Path) -> None:
-        """Give the memory back, for another factor, and go on from files in a folder that has room for them."""
+        """Move the factor from memory to files in a folder, so that another one fits into memory."""
 
 
 def factorise(lower: LowerTriangle, progress: Callable[[int], None] = lambda steps: None) -> "CholeskyFactor":

@@ -35,7 +35,7 @@ class Converged:
     is_stagnant: bool
     """Whether it ended before the residual was as small as was asked for, because it no longer fell."""
     seconds_before: float
-    """That it took in programs that were stopped, and went on here."""
+    """That earlier programs spent on this solve, whose state was gone on with here."""
 
 
 @dataclass(frozen=True)

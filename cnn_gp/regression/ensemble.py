@@ -62,13 +62,13 @@ def n_operations(N: int, n_images: int) -> float:
     return 3.0 * float(N) ** 2 * n_images
 
 
-def check_memory(gram: GramMatrix, N: int, *, on_cluster: bool) -> None:
+def check_memory(gram: GramMatrix, N: int, *, has_factor: bool) -> None:
     """
     :param gram: of the training images.
-    :param on_cluster: whether the factor is in the memory of others.
+    :param has_factor: whether a Cholesky factor is in this machine's memory.
     :raises UserError: where the memory for the variances, and the factor beside them, isn't available.
     """
-    factor = 0 if on_cluster else LowerTriangle.n_bytes(N)
+    factor = LowerTriangle.n_bytes(N) if has_factor else 0
     memory.check(
         factor + _n_bytes(N, gram.n_max, gram.n_max) + 20 * gram.n_max * gram.N,
         f"The ensemble's variance with {N:,} training images",

@@ -7,7 +7,7 @@ memory. :class:`~cnn_gp.store.stored_matrix.StoredGram` reads a run's, :class:`A
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class GramMatrix(Protocol):
     def n_max(self) -> int:
         """The largest number of rows that come at a time."""
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether nothing is read for its entries."""
+
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """
         (first row, entries [rows, N - first row] from the diagonal on) of each row of tiles, float32 or float64.
@@ -47,8 +51,8 @@ class GramMatrix(Protocol):
         """
         (first column from the diagonal on, entries [rows, at most width]) of the pieces of one row of tiles, in order.
 
-        For products, which read the matrix again and again, in any thread; what the first reading verifies the others
-        needn't. An array is written over by the next one.
+        For products, which read the matrix many times, in any thread: only the first reading verifies a file. An array
+        is valid until the next one is asked for.
 
         :param start: the row's first row.
         :param width: a multiple of ``n_max``.
@@ -103,6 +107,7 @@ class ArrayGram:
     K: np.ndarray
     """[N, N]"""
     n_max: int = 500
+    is_in_memory: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.K.ndim != 2 or self.K.shape[0] != self.K.shape[1]:
@@ -150,7 +155,8 @@ def leading_rows(matrix: KernelMatrix | GramMatrix, n_rows: int) -> Iterator[tup
 
 def gram_times(gram: GramMatrix, alpha: np.ndarray) -> np.ndarray:
     """K[:, :N] alpha for all training images in one pass over the upper triangle; alpha [N, C] for the first N."""
-    N = len(alpha)
+    # The order of a product's other vectors: another one is copied for every piece of the matrix.
+    N, alpha = len(alpha), np.ascontiguousarray(alpha)
     product = np.zeros((gram.N, alpha.shape[1]))
     with Progress(N, "rows of Kxx multiplied") as progress:
         for start, entries in leading_rows(gram, N):

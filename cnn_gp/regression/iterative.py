@@ -99,7 +99,11 @@ class Iterative:
         self._states.clear()
 
     def prepared(self, gram: GramMatrix, N: int, n_columns: int) -> "Prepared":
-        """What doesn't depend on the noise; the last one again, where it is still in use and of the same matrix."""
+        """
+        Products and preconditioner, shared by solves that differ in noise or jitter alone.
+
+        They are made anew for another matrix or size, or where no solve holds the last ones any longer.
+        """
         there = None if self._prepared is None else self._prepared()
         if there is None or there.gram is not gram or (there.N, there.n_columns) != (N, n_columns):
             plan = self.plan(gram, N, n_columns)
@@ -266,6 +270,9 @@ class IterativeFactor:
 
     def _preconditioner(self, n: int) -> Preconditioner:
         """Of the leading n rows and columns."""
+        if self._preconditioned is not None and n != self._preconditioned[0].N:
+            # Before the other one is made: they take the more memory of the two.
+            self._preconditioned = None
         low_rank = self._prepared.low_rank(n)
         if self._preconditioned is None or self._preconditioned[0] is not low_rank:
             self._preconditioned = low_rank, Preconditioner(low_rank, self._added)

@@ -1,7 +1,7 @@
 """
 Errors against the number of training images, from one stored kernel and one factorisation.
 
-The factor of the leading n images is the leading part of the factor. The validation and test sets are the stored ones
+The factor of the leading n images is the leading part of the factor. The validation and test images are the same
 whatever n is, so that the points of the curve can be compared.
 """
 
@@ -52,15 +52,16 @@ def learning_curve(
     for n in sizes:
         if not 1 <= n <= N:
             raise UserError(f"The learning curve is asked for at {n} images; expected 1 to {N}, which are solved for.")
-    alphas = [solution.alpha if n == N else solution.factor.solve(Y[:n], n) for n in sizes]
+    # One size after the other: without a factor, what is made for a size is made once.
+    alphas, likelihoods = [], []
+    for n in sizes:
+        alphas.append(solution.alpha if n == N else solution.factor.solve(Y[:n], n))
+        likelihoods.append(_log_likelihood(solution, Y[:n], alphas[-1]) / Y[:n].size)
     validation_errors, test_errors = (
         [error_percent(means, labels) for means in posterior_means(kernel, alphas, len(labels))]
         for kernel, labels in (validation, test)
     )
-    return [
-        Point(n, v, t, _log_likelihood(solution, Y[:n], alpha) / Y[:n].size)
-        for n, alpha, v, t in zip(sizes, alphas, validation_errors, test_errors, strict=True)
-    ]
+    return list(map(Point, sizes, validation_errors, test_errors, likelihoods))
 
 
 def _log_likelihood(solution: Solution, Y: np.ndarray, alpha: np.ndarray) -> float:

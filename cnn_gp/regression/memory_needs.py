@@ -52,10 +52,11 @@ def check_memory(gram: GramMatrix, N: int, client: "Client | None" = None) -> in
             )
         return needed
     needed = n_bytes(N, gram.n_max, gram.N)
-    rest = memory.available() - (needed - LowerTriangle.n_bytes(N))
+    fitting = largest(max(0, memory.available() - (needed - LowerTriangle.n_bytes(N))))
+    fewer = f"give --N_train={fitting} or less, " if fitting else ""
     memory.check(
         needed,
         f"The Gram matrix of {N:,} images",
-        f"give --N_train={largest(rest)} or less, or take a machine with more, or a cluster (--scheduler)",
+        f"{fewer}solve by conjugate gradients (--solver=cg), or take a machine with more, or a cluster (--scheduler)",
     )
     return needed

@@ -148,7 +148,7 @@ def solve(
             factor = _assemble_and_factorise(gram, N, added, times, client)
         else:
             with _timed(times, "factorise"):
-                name = f"solve_{N}_{jitter:g}_{noise:g}"
+                name = f"solve_{N}_{jitter!r}_{noise!r}"
                 factor = IterativeFactor(prepared, added, iterative.state, name, say)
         with _timed(times, "solve"):
             stored_times = functools.partial(gram_times, gram) if prepared is None else prepared.products.stored_times

@@ -58,6 +58,8 @@ class TileProducts:
         self._kept: dict[int, np.ndarray] = {}
         self._first_kept = N
         self._n_passes = 0
+        if gram.is_in_memory:
+            return
         itemsize = gram.diagonal().dtype.itemsize
         total = 0
         for start in reversed(range(0, N, gram.n_max)):
@@ -73,6 +75,8 @@ class TileProducts:
     @property
     def share_in_memory(self) -> float:
         """:attr:`Products.share_in_memory`"""
+        if self.gram.is_in_memory:
+            return 1.0
         left_out = self._first_kept / self.N
         return (1 - left_out) ** 2
 
@@ -142,7 +146,7 @@ _PieceOfColumns = tuple[slice, np.ndarray, np.ndarray]
 
 def pieces_of_columns(indices: np.ndarray, start: int, entries: np.ndarray, left: int = 0) -> list[_PieceOfColumns]:
     """
-    What some columns of a row of tiles have of the matrix's columns of these indices: (rows, which of these, entries).
+    The entries of some of the matrix's columns in a piece of a row of tiles: (rows, positions in ``indices``, entries).
 
     :param entries: [rows, columns] from the column ``left`` on, counted from the diagonal.
     """
@@ -150,7 +154,7 @@ def pieces_of_columns(indices: np.ndarray, start: int, entries: np.ndarray, left
     columns = indices - (start + left)
     right = np.flatnonzero((columns >= 0) & (columns < n_columns))
     found = [(slice(start, start + n_rows), right, entries[:, columns[right]])]
-    # Those whose rows these are go on to the right of the diagonal.
+    # By symmetry, what is right of the diagonal is also in the columns of these rows' numbers.
     beyond = max(n_rows - left, 0)
     if beyond < n_columns:
         own = np.flatnonzero((indices >= start) & (indices < start + n_rows))
@@ -160,7 +164,7 @@ def pieces_of_columns(indices: np.ndarray, start: int, entries: np.ndarray, left
 
 
 def in_threads(work: Callable[[int], _Found], given: Iterable[int]) -> Iterator[_Found]:
-    """What threads make of each, in order; few are begun before they are asked for."""
+    """work(x) for each x, in order; at most THREADS + 1 are begun before they are asked for."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tile products")
     waiting: deque[Future[_Found]] = deque()
     try:

@@ -42,6 +42,8 @@ class StoredKernel:
 class StoredGram(StoredKernel):
     """Kxx of a run; its rows start at the diagonal."""
 
+    is_in_memory = False
+
     def __init__(self, run: RunDirectory) -> None:
         super().__init__(run, "Kxx")
         description = run.description()

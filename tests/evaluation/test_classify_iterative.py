@@ -34,7 +34,7 @@ def test_a_solve_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         alpha(run, tmp_path / "stopped")
     (left,) = run.folder.glob("*.state.npz")
-    assert left.name == "solve_120_0_0.001.state.npz"
+    assert left.name == "solve_120_0.0_0.001.state.npz"
     # A solve with another noise neither takes it up nor removes it.
     count[0] = 100
     alpha(run, tmp_path / "other", (1e-1,))
@@ -51,7 +51,7 @@ def test_what_was_solved_before_a_later_step_was_stopped_is_not_solved_again(tmp
         patch.setattr(ResultFiles, "write", lambda *arguments: pytest.fail("stopped"))
         with pytest.raises(pytest.fail.Exception):
             alpha(run, tmp_path / "stopped")
-    names = ["solve_120_0_0.001.state.npz", "solve_120_0_0.01.state.npz"]
+    names = ["solve_120_0.0_0.001.state.npz", "solve_120_0.0_0.01.state.npz"]
     assert sorted(path.name for path in run.folder.glob("*.state.npz")) == names
     monkeypatch.setattr(conjugate_gradients, "_step", lambda *arguments: pytest.fail("a step"))
     np.testing.assert_array_equal(alpha(run, tmp_path / "stopped"), whole)

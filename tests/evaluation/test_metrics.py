@@ -38,6 +38,28 @@ def test_two_classes_in_closed_form():
     np.testing.assert_allclose(p[:, 0], ndtr(gap / 2), atol=1e-12)
 
 
+def test_classes_that_are_all_but_impossible_in_closed_form(rng):
+    """As of a confidently wrong image, which decides the mean of the negative log likelihood."""
+    from scipy.special import log_ndtr
+
+    gap = np.r_[1.0, 10.0, 40.0, 60.0, 300.0, 1e4]
+    means = np.stack([gap, np.zeros_like(gap)], 1)
+    np.testing.assert_allclose(log_probabilities(means, np.full(6, 0.5))[:, 1], log_ndtr(-gap), rtol=1e-12)
+
+
+def test_three_classes_against_the_bivariate_normal():
+    from scipy.stats import multivariate_normal
+
+    # Of differences of independent values: each of variance 2, their covariance 1.
+    gaps = np.array([[0.3, -0.4], [-3.0, -3.1], [-5.0, -6.5], [4.0, -4.0]])
+    means = np.concatenate([np.zeros((4, 1)), -gaps], axis=1)
+    expected = [multivariate_normal([0, 0], [[2, 1], [1, 2]]).cdf(gap) for gap in gaps]
+    np.testing.assert_allclose(np.exp(log_probabilities(means, np.ones(4))[:, 0]), expected, rtol=1e-5)
+    # Behind nine classes alike by G deviations: the exponent is near -9/10 G^2 / 2 in place of -G^2 / 4.
+    behind = log_probabilities(np.r_[np.zeros(1), np.full(9, 40.0)][None], np.ones(1))[0, 0]
+    assert -0.45 * 40**2 - 30 < behind < -0.45 * 40**2
+
+
 def test_certainty_and_equality():
     means = np.array([[1.0, 0.0, -1.0], [0.2, 0.2, 0.2]])
     log_p = log_probabilities(means, np.array([0.0, 1e-12]))

@@ -137,11 +137,11 @@ class Stopping(NumpyEngine):
 def test_what_was_stopped_goes_on_where_it_was(run, result, sets, tmp_path, monkeypatch):
     whole = detections(posteriors(run, result, tmp_path / "whole"), sets)
     monkeypatch.setattr(ood, "AT_A_TIME", 3)
-    assert posteriors(run, result, tmp_path).missing(sets) == N * (7 + 8)
+    assert posteriors(run, result, tmp_path).missing(sets) == (7 + 7 + 8, N * (7 + 8))
     with pytest.raises(Stop):
         detections(posteriors(run, result, tmp_path, Stopping()), sets)
     # Six of the seven shifted images are done.
-    assert posteriors(run, result, tmp_path).missing(sets) == N * (1 + 8)
+    assert posteriors(run, result, tmp_path).missing(sets) == (1 + 8, N * (1 + 8))
     engine, said = NumpyEngine(), []
     again = posteriors(run, result, tmp_path, engine, said)
     found = detections(again, sets)
@@ -153,9 +153,10 @@ def test_what_was_stopped_goes_on_where_it_was(run, result, sets, tmp_path, monk
     assert detections(posteriors(run, result, tmp_path, engine, said), sets) == found and not said and not engine.calls
     # Of other images or another solution it isn't.
     sets[2] = replace(sets[2], X=sets[2].X + 0.1)
-    assert posteriors(run, result, tmp_path).missing(sets) == N * 8
+    assert posteriors(run, result, tmp_path).missing(sets) == (8, N * 8)
     other = replace(result, noise=0.5)
-    assert posteriors(run, other, tmp_path).missing(sets) == N * (7 + 8)
+    assert posteriors(run, other, tmp_path).missing(sets) == (7 + 7 + 8, N * (7 + 8))
     # Nor does it take their place.
     detections(posteriors(run, other, tmp_path), sets)
-    assert posteriors(run, result, tmp_path).missing(sets[:2]) == posteriors(run, other, tmp_path).missing(sets) == 0
+    assert posteriors(run, result, tmp_path).missing(sets[:2]) == (0, 0)
+    assert posteriors(run, other, tmp_path).missing(sets) == (0, 0)

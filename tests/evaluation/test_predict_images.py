@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from cnn_gp.engines.choice import make_engine
 from cnn_gp.errors import UserError
-from cnn_gp.evaluation.predict_images import means_csv, posterior_means, read_images
+from cnn_gp.evaluation.predict_images import means_csv, posterior, read_images
 from cnn_gp.kernels.architectures import build_kernel
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 6), np.uint8)
@@ -54,15 +55,17 @@ def test_the_means_are_the_kernels_times_the_solution():
     rng = np.random.default_rng(1)
     training, X, alpha = rng.random((5, 36)), rng.random((3, 36), np.float32), rng.normal(size=(5, 2))
     expected = kernel(X.astype(np.float64), training).numpy() @ alpha
-    np.testing.assert_allclose(posterior_means(kernel, X, training, alpha), expected, rtol=1e-10)
+    means, variances = posterior(make_engine("tensorflow", kernel), X, training, alpha)
+    np.testing.assert_allclose(means, expected, rtol=1e-10)
+    assert not variances.any()
 
 
 def test_means_that_overflow_are_refused():
     kernel = build_kernel("convnet_gp", [1, 6, 6])
     X = np.ones((3, 36), np.float32)
     X[1] = 3e30
-    with pytest.raises(UserError, match="means of 1 images aren't finite, the first of them image 1, whose values are"):
-        posterior_means(kernel, X, np.ones((2, 36), np.float32), np.ones((2, 2)))
+    with pytest.raises(UserError, match=r"kernel isn't finite at images whose values are from 3e.30 to 3e.30 and"):
+        posterior(make_engine("tensorflow", kernel), X, np.ones((2, 36), np.float32), np.ones((2, 2)))
 
 
 def test_the_lines_of_the_file():

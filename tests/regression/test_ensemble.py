@@ -73,13 +73,13 @@ def test_of_equal_kernels_it_is_the_posterior_variance(runs):
 
 def test_the_memory_is_asked_for_first(runs, monkeypatch):
     gram = stored(runs[1])[0]
-    for on_cluster, needed in ((False, 8 * 23**2), (True, 0)):
+    for has_factor, needed in ((True, 8 * 23**2), (False, 0)):
         needed += 8 * 23 * 4 + 8 * 4 * 4 + 40 * 23 * 500 + 20 * 4 * 23
         monkeypatch.setattr(memory, "available", lambda there=needed: there)
-        ensemble.check_memory(gram, 23, on_cluster=on_cluster)
+        ensemble.check_memory(gram, 23, has_factor=has_factor)
         monkeypatch.setattr(memory, "available", lambda there=needed: there - 1)
         with pytest.raises(UserError, match=r"variance with 23 training images needs .* leave --ensemble out"):
-            ensemble.check_memory(gram, 23, on_cluster=on_cluster)
+            ensemble.check_memory(gram, 23, has_factor=has_factor)
 
 
 def test_as_many_images_at_a_time_as_memory_holds(monkeypatch):

@@ -1,6 +1,7 @@
 """The solve by conjugate gradients from stored tiles, against the Cholesky factorisation."""
 
 import functools
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from cnn_gp.regression import conjugate_gradients as cg
 from cnn_gp.regression import iterative as module
 from cnn_gp.regression.gram_matrix import ArrayGram
 from cnn_gp.regression.iterative import Iterative, IterativeFactor
+from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
 from cnn_gp.regression.predict import posterior_variances, predict
 from cnn_gp.regression.solve import solve
@@ -41,6 +43,24 @@ def test_everything_equals_the_factorisation_s(run, Y, n):
     assert found.log_marginal_likelihood_error == 1.5 * found.factor.log_determinant_error()
     assert exact.log_marginal_likelihood_error is None
     assert found.extreme_eigenvalues[1] == pytest.approx(exact.extreme_eigenvalues[1], rel=0.02)
+
+
+def test_a_learning_curve_makes_each_size_s_preconditioner_once_and_holds_one(run, Y, monkeypatch):
+    made, alive, real = [], weakref.WeakSet(), module.LowRank
+
+    def low_rank(F, trace):
+        assert not alive
+        result = real(F, trace)
+        made.append(result.N)
+        alive.add(result)
+        return result
+
+    monkeypatch.setattr(module, "LowRank", low_rank)
+    Kxx, Kxvx, Kxtx = stored(run)
+    solution = solve(Kxx, Y, noise=NOISE, iterative=Iterative())
+    labels = np.zeros(30, int)
+    points = learning_curve(solution, Y, [100, 150, N], (Kxvx, labels), (Kxtx, labels))
+    assert made == [N, 100, 150, N] and [point.N_train for point in points] == [100, 150, N]
 
 
 def test_a_stagnant_solve_says_so_in_one_line(run, Y, monkeypatch):

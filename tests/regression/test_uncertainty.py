@@ -150,6 +150,10 @@ def test_memory_is_refused_before_it_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 3000)
     with pytest.raises(UserError, match=r"of 23 images needs .* GB of memory .* give --N_train=\d+ or less"):
         solved(run, 23)
+    # Less than the rows of tiles take: no number of images fits.
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    with pytest.raises(UserError, match=r"are available: solve by conjugate gradients \(--solver=cg\), or take"):
+        solved(run, 23)
 
 
 def test_equal_images_are_named(tmp_path):

@@ -80,7 +80,7 @@ def test_on_a_cluster(workdir, solver, memory):
     [
         (["--solver=cg", "--memory=0"], "--memory is 0.0; expected GB above 0"),
         (["--solver=cg", "--memory=1e-6"], "give a larger --memory"),
-        (["--solver=cholesky", "--memory=4"], "--memory is for conjugate gradients"),
+        (["--solver=cholesky", "--memory=4"], "--memory is given with --solver=cholesky, which doesn't use it"),
         (["--solver=lu"], "solver"),
     ],
 )

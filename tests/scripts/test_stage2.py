@@ -78,7 +78,7 @@ def test_a_result_that_lacks_what_is_asked_for_is_computed_again_with_what_it_ha
         (["--noise=-1"], "--noise is -1"),
         (["--noise=0.1", "--noise_by=loo"], "--noise_by=loo chooses among several noises, and --noise is 0.1"),
         (["--learning_curve=10,many"], "--learning_curve is '10,many'"),
-        (["--learning_curve=61"], "asked for at 61 images; expected 1 to 60"),
+        (["--learning_curve=61"], "--learning_curve is '61'; expected 'auto', or numbers from 1 to 60"),
     ],
 )
 def test_bad_flags_are_refused(workdir, flags, said, tmp_path):
