@@ -43,9 +43,6 @@ _DEFAULTS = {
 #: Dealing the parts to more would take long.
 _MOST_SHARDS = 10_000
 
-#: Arguments that only one model has, and that model.
-_ONLY = {"allow_skip": "random", "skip_rule": "random", "depth": "resnet_gp", "n_blocks": "resnet_gp"}
-
 
 @dataclass(frozen=True)
 class Request:
@@ -117,9 +114,6 @@ class Request:
         if unknown:
             raise UserError(f"kernel_arguments has {unknown[0]!r}; expected some of {', '.join(_DEFAULTS)}.")
         given = [name for name, value in self.kernel_arguments.items() if value != _DEFAULTS[name]]
-        for name in given:
-            if _ONLY.get(name, self.model) != self.model:
-                raise UserError(f"--{name} is given for {self.model}; it is of --model={_ONLY[name]}: leave it out.")
         checked_architecture(self.model, kernel=self.kernel, seed=self.seed, **self.kernel_arguments)
         if given and self.run_name in (None, self._models_name(), *MODELS):
             named = " and ".join(f"--{name}" for name in given)
@@ -176,7 +170,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
     )
     if choice.name == "tensorflow" and request.batch_size is None and request.scheduler is None:
         # Before anything is written, for its error.
-        default_batch_size(kernel, request.n_gpus)
+        default_batch_size(kernel, request.n_gpus, itemsize=np.dtype(request.float_type).itemsize)
     run.begin(description, data)
     if kernel.n_displacements > 1:
         say(_cost_of_pools(request, kernel, choice, data.image_shape))
@@ -188,6 +182,7 @@ def compute_kernels(request: Request, say: Say = print) -> RunDirectory:
         n_max=request.n_max,
         batch_size=request.batch_size,
         n_threads=request.n_threads,
+        float_type=request.float_type,
     )
     workdir = str(run.workdir.absolute())
     job = Job(workdir, run.name, make_engine, run.id, request.claim_timeout)

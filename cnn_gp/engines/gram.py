@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
-from .choice import choose_engine, make_engine
+from .choice import check_is_network_kernel, choose_engine, make_engine
 from .engine import Engine
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ def gram_both(
     of_tangents = _chosen(engine, kernel, 200, X.dtype.name)
     if isinstance(of_tangents, FusedEngine):
         return of_tangents.both(X, X2)
-    nngp = NNGPKernel(kernel.network, kernel.input_shape)
+    # The one of an earlier call, whose program is compiled.
+    known = (engine.kernel for _, engine in _COMPILED if isinstance(engine.kernel, NNGPKernel))
+    same = (k for k in known if k.network is kernel.network and k.input_shape == kernel.input_shape)
+    nngp = next(same, None) or NNGPKernel(kernel.network, kernel.input_shape)
     return _engine("tensorflow", nngp, 200, X.dtype.name).matrix(X, X2), of_tangents.matrix(X, X2)
 
 
@@ -102,7 +105,8 @@ def _chosen(engine: str | Engine, kernel: "NetworkKernel", n_max: int, float_typ
 
 
 def _checked(kernel: "NetworkKernel", X: Any) -> np.ndarray:
-    """The columns of X that are images."""
+    """The columns of X that are images. :raises UserError: as :func:`gram`."""
+    check_is_network_kernel(kernel)
     X = np.asarray(X)
     if X.ndim != 2 or not len(X):
         raise UserError(f"The images have shape {X.shape}; expected [N, {kernel.input_size}] with at least one image.")
@@ -131,7 +135,8 @@ def _engine(name: str, kernel: "NetworkKernel", n_max: int, float_type: str) -> 
             return compiled
     from .tensorflow import TensorFlowEngine, default_batch_size
 
-    engine = TensorFlowEngine(kernel, n_gpus=n_gpus, batch_size=default_batch_size(kernel, n_gpus, n_max))
+    batch_size = default_batch_size(kernel, n_gpus, n_max, np.dtype(float_type).itemsize)
+    engine = TensorFlowEngine(kernel, n_gpus=n_gpus, batch_size=batch_size)
     _COMPILED.append((options, engine))
     return engine
 

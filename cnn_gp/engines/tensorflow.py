@@ -25,7 +25,6 @@ from .threads import each, n_cores
 if TYPE_CHECKING:
     from ..kernels.layer import Layer
     from ..kernels.network_kernel import NetworkKernel
-    from ..kernels.nngp import NNGPKernel
     from .engine import Progress
 
 #: Images on a side of a batch on the CPU: found by benchmarks/kernel_entries.py's sweep.
@@ -37,21 +36,22 @@ GPU_BATCH = 200
 #: Bytes that the maps of a batch may take, about.
 LARGEST_MAPS = 10**9
 
-#: Arrays of the largest map's size that are in memory at a time, in float32; measured: benchmarks/README.md.
+#: Arrays of the largest map's size that are in memory at a time; measured in float32: benchmarks/README.md.
 _ARRAYS = 14
 
 
-def default_batch_size(kernel: "NetworkKernel", n_gpus: int, n_max: int = GPU_BATCH) -> int:
+def default_batch_size(kernel: "NetworkKernel", n_gpus: int, n_max: int = GPU_BATCH, itemsize: int = 4) -> int:
     """
     Images on a side of a batch where nothing else is asked for: fewer where pooling makes the maps of a pair large.
 
     :param n_max: images on a side of a tile.
+    :param itemsize: bytes of a number.
     :raises UserError: on the CPU, where not even the maps of single pairs, one on each core, fit into memory.
     """
     most = min(n_max, GPU_BATCH) if n_gpus else CPU_BATCH
     if kernel.n_displacements == 1:
         return most
-    of_a_pair, largest = 4 * _ARRAYS * kernel.largest_map, LARGEST_MAPS
+    of_a_pair, largest = itemsize * _ARRAYS * kernel.largest_map, LARGEST_MAPS
     if not n_gpus:
         memory.check(
             n_cores() * of_a_pair,
@@ -106,7 +106,7 @@ class TensorFlowEngine:
 
     name = "tensorflow"
 
-    def __init__(self, kernel: "NNGPKernel", *, n_gpus: int = 0, batch_size: int | None = None) -> None:
+    def __init__(self, kernel: "NetworkKernel", *, n_gpus: int = 0, batch_size: int | None = None) -> None:
         # TF32 would silently round float32 products to 10 bits on recent GPUs.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         devices = [f"/GPU:{i}" for i in range(n_gpus)] or ["/CPU:0"] * n_cores()

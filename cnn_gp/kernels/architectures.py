@@ -149,6 +149,14 @@ def checked_architecture(
     for name, variance in (("var_weight", var_weight), ("var_bias", var_bias)):
         if variance is not None and not 0 <= variance < math.inf:
             raise UserError(f"{name} is {variance}; expected a finite number of at least 0.")
+    for name, value, default, only in (
+        ("allow_skip", allow_skip, None, "random"),
+        ("skip_rule", skip_rule, "published", "random"),
+        ("depth", depth, 32, "resnet_gp"),
+        ("n_blocks", n_blocks, 3, "resnet_gp"),
+    ):
+        if value != default and model != only:
+            raise UserError(f"{name} is given for {model}, and only {only} has it: leave it out.")
     if model == "resnet_gp":
         if n_blocks < 1 or depth < 2 * n_blocks + 2 or (depth - 2) % (2 * n_blocks):
             raise UserError(

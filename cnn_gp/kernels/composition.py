@@ -30,22 +30,24 @@ class Sequential(Layer):
     def output_positions(self, positions: Positions) -> Positions:
         return functools.reduce(lambda positions, layer: layer.output_positions(positions), self.layers, positions)
 
-    def _before(self, positions: Positions, displacements: int) -> Iterator[tuple[Layer, Positions, int]]:
-        """From the last layer to the first: the map before it, and how many displacements are wanted after it."""
+    def _backwards(self, positions: Positions) -> Iterator[tuple[Layer, Positions]]:
+        """From the last layer to the first, with the map before it."""
         maps = [positions]
         for layer in self.layers[:-1]:
             maps.append(layer.output_positions(maps[-1]))
-        for layer, positions in zip(reversed(self.layers), reversed(maps), strict=False):
-            yield layer, positions, displacements
-            displacements = layer.displacements(positions, displacements)
+        yield from zip(reversed(self.layers), reversed(maps), strict=False)
 
     def displacements(self, positions: Positions, n: int) -> int:
-        for layer, before, wanted in self._before(positions, n):
-            n = layer.displacements(before, wanted)
+        for layer, before in self._backwards(positions):
+            n = layer.displacements(before, n)
         return n
 
     def n_covariances(self, positions: Positions, displacements: int = 1) -> int:
-        return sum(layer.n_covariances(before, n) for layer, before, n in self._before(positions, displacements))
+        total = 0
+        for layer, before in self._backwards(positions):
+            total += layer.n_covariances(before, displacements)
+            displacements = layer.displacements(before, displacements)
+        return total
 
     def finite_map(self, prior: Prior, channels: int, positions: Positions, outputs: int) -> FiniteMap:
         last_weighted = max((i for i, layer in enumerate(self.layers) if layer.has_weights), default=-1)

@@ -48,16 +48,23 @@ def deviations(variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """
     The standard deviation and its reciprocal, both 0 where the variance is 0 or denormal.
 
-    With denormal variances the product of two reciprocals would overflow.
+    With denormal variances the product of two reciprocals would overflow. The reciprocal is NaN where the variance has
+    overflowed: with 0, functions that are bounded would get values that look right.
     """
-    smallest = np.finfo(variance.dtype.as_numpy_dtype).tiny
-    deviation = tf.sqrt(tf.where(variance >= smallest, variance, 0))
-    return deviation, tf.math.divide_no_nan(tf.ones_like(deviation), deviation)
+    deviation = tf.sqrt(tf.where(variance >= _smallest(variance), variance, 0))
+    reciprocal = tf.math.divide_no_nan(tf.ones_like(deviation), deviation)
+    return deviation, tf.where(tf.math.is_finite(variance), reciprocal, math.nan)
+
+
+def _smallest(variance: tf.Tensor) -> float:
+    """The smallest variance that doesn't count as 0."""
+    return float(np.finfo(variance.dtype.as_numpy_dtype).tiny)
 
 
 def _half_gap(cross: tf.Tensor, r1: tf.Tensor, r2: tf.Tensor) -> tf.Tensor:
-    """h = (1 - |rho|) / 2. The maximum matters: rounding can make |rho| exceed 1."""
-    return tf.maximum(0.5 - 0.5 * (tf.abs(cross) * (r1 * r2)), 0)
+    """h = (1 - |rho|) / 2, or 0 where rounding makes |rho| exceed 1; NaN stays."""
+    h = 0.5 - 0.5 * (tf.abs(cross) * (r1 * r2))
+    return tf.where(h < 0, tf.zeros_like(h), h)
 
 
 def exact_half_gap(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
@@ -66,9 +73,10 @@ def exact_half_gap(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Ten
 
     Two black patches are identical patches: rho = 1, the limit of a vanishing bias.
     """
-    s1, r1 = deviations(var1)
-    s2, r2 = deviations(var2)
-    identical = ((cross == var1) & (cross == var2)) | ((s1 == 0) & (s2 == 0))
+    _, r1 = deviations(var1)
+    _, r2 = deviations(var2)
+    same = (cross == var1) & (cross == var2) & tf.math.is_finite(cross)
+    identical = same | ((var1 < _smallest(var1)) & (var2 < _smallest(var2)))
     return tf.where(identical, tf.zeros_like(cross), _half_gap(cross, r1, r2))
 
 
@@ -137,8 +145,10 @@ def _step_slopes(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tuple[tf
 
 
 def _erf_value(cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-    r1 = math.sqrt(2) / tf.sqrt(1 + 2 * var1)
-    r2 = math.sqrt(2) / tf.sqrt(1 + 2 * var2)
+    r1, r2 = (
+        tf.where(tf.math.is_finite(variance), math.sqrt(2) / tf.sqrt(1 + 2 * variance), math.nan)
+        for variance in (var1, var2)
+    )
     x = cross * (r1 * r2)
     a = tf.minimum(tf.abs(x), 1)
     wide = a > 0.5

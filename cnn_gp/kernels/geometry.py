@@ -107,10 +107,10 @@ def _per_axis(value: int | Sequence[int], rank: int, what: str) -> tuple[int, ..
 
 def checked_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """[C, *positions] as a tuple. :raises UserError: where it isn't one of 0 to 3 spatial axes."""
-    shape = tuple(int(n) for n in input_shape)
-    if len(shape) - 1 not in _DATA_FORMATS or any(n < 1 for n in shape):
+    shape = checked_sizes(input_shape, "input_shape")
+    if isinstance(shape, int) or len(shape) - 1 not in _DATA_FORMATS or any(n < 1 for n in shape):
         raise UserError(
-            f"input_shape is {list(input_shape)}; expected [channels, *positions] with 0 to 3 spatial axes, "
+            f"input_shape is {json_sizes(shape)}; expected [channels, *positions] with 0 to 3 spatial axes, "
             "all at least 1: for one 28x28 channel, [1, 28, 28]."
         )
     return shape

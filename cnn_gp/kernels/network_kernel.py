@@ -27,7 +27,7 @@ class NetworkKernel(gpflow.kernels.Kernel, metaclass=abc.ABCMeta):
     :param network: the layers.
     :param input_shape: [C, *positions] with 0, 1, 2 or 3 spatial axes; the inputs are [N, D], flattened channel first.
     :param active_dims: the columns of X that are the image.
-    :raises UserError: where the network doesn't end in one pixel, or a circular convolution comes before a pool.
+    :raises UserError: where the network's output has spatial axes left, or a circular convolution comes before a pool.
     :raises ShrunkMapError: where a map of the network has less than one pixel.
     """
 
@@ -48,7 +48,8 @@ class NetworkKernel(gpflow.kernels.Kernel, metaclass=abc.ABCMeta):
         left = network.output_positions(self.input_shape[1:])
         if left != ():
             raise UserError(
-                f"The network ends in a map of {left}; expected one pixel: let it end in a Dense() readout."
+                f"The network ends in a map of shape {left}; expected no spatial axes left: end it in a Dense() "
+                "readout."
             )
         network.displacements(self.input_shape[1:], 1)  # refuses what has no covariances between positions
         self.network = network

@@ -70,7 +70,9 @@ class Nonlinearity(Layer):
         var1, var2 = state.nngp.own1, state.nngp.own2
 
         def at_zero(K: Covariances, function: Function, of_variance: Callable[[tf.Tensor], tf.Tensor]) -> Covariances:
-            return K.map(of_variance)._replace(cross=None if var2 is None else function(K.cross, var1, var2))
+            # A covariance isn't a variance: it may be below 0.
+            own2 = None if var2 is None else of_variance(K.own2)
+            return Covariances(None if var2 is None else function(K.cross, var1, var2), of_variance(K.own1), own2)
 
         def displaced(K: Covariances, function: Function, var1_d: tf.Tensor, var2_d: tf.Tensor) -> Covariances:
             # The first image's variances at p, the second's at p + d.
@@ -130,7 +132,9 @@ class ExReLU(Nonlinearity):
     def variance(self, variance: tf.Tensor) -> tf.Tensor:
         if self.exponent > 1:
             return super().variance(variance)
-        return 0.5 * self.factor * (variance if self.exponent == 1 else tf.ones_like(variance))
+        # The step's is constant, but not where there is none.
+        of_step = tf.where(tf.math.is_finite(variance), tf.ones_like(variance), math.nan)
+        return 0.5 * self.factor * (variance if self.exponent == 1 else of_step)
 
     def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
         if self.exponent == 0:
@@ -266,7 +270,7 @@ class ElementwiseNumerical(Nonlinearity):
     Any function of TensorFlow, by Gauss-Hermite quadrature (:mod:`.quadrature`).
 
     The error falls exponentially with ``degree`` for a smooth function, the faster the smaller the variances, and about
-    as 1 / ``degree`` for one with a kink. A kernel entry takes ``degree``^2 evaluations of ``fn`` a position. A run
+    as 1 / ``degree`` for one with a kink. A kernel entry takes 2 ``degree``^2 evaluations of ``fn`` a position. A run
     can't store it.
 
     :param fn: elementwise, of a float32 or float64 tensor, without variables of its own: ``tf.math.tanh``.
@@ -286,20 +290,26 @@ class ElementwiseNumerical(Nonlinearity):
         if degree not in range(1, 1001):
             raise UserError(f"degree is {degree!r}; expected a whole number from 1 to 1,000.")
         self.fn, self.degree = _checked_elementwise(fn), int(degree)
-        self.derivative = quadrature.derivative_of(fn) if derivative is None else _checked_elementwise(derivative)
+        # As it was given: what is made of fn doesn't pickle.
+        self._derivative = None if derivative is None else _checked_elementwise(derivative)
+
+    @property
+    def derivative(self) -> quadrature.Elementwise:
+        """Of ``fn``."""
+        return quadrature.derivative_of(self.fn) if self._derivative is None else self._derivative
 
     def expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
         return quadrature.expectation(self.fn, self.derivative, self.degree)(cross, var1, var2)
 
     def derivative_expectation(self, cross: tf.Tensor, var1: tf.Tensor, var2: tf.Tensor) -> tf.Tensor:
-        second = quadrature.derivative_of(self.derivative)
-        return quadrature.expectation(self.derivative, second, self.degree)(cross, var1, var2)
+        first = self.derivative
+        return quadrature.expectation(first, quadrature.derivative_of(first), self.degree)(cross, var1, var2)
 
     def apply(self, x: tf.Tensor) -> tf.Tensor:
         return self.fn(x)
 
     def structure(self) -> dict[str, Any]:
-        return {"fn": self.fn, "derivative": self.derivative, "degree": self.degree}
+        return {"fn": self.fn, "derivative": self._derivative, "degree": self.degree}
 
     def describe(self) -> dict[str, Any]:
         raise UserError(

@@ -49,8 +49,8 @@ def expectation(
     """
     E[function(u) function(v)] of a covariance and two variances, with gradients.
 
-    ``degree``^2 / 2 evaluations, in float64 whatever the dtype of the arguments, which the result has. The slope in the
-    covariance is E[derivative(u) derivative(v)] by Price's theorem; that in a variance is half
+    2 ``degree``^2 evaluations of the function, in float64 whatever the dtype of the arguments, which the result has.
+    The slope in the covariance is E[derivative(u) derivative(v)] by Price's theorem; that in a variance is half
     E[function''(u) function(v)], which Stein's lemma gives from the derivative alone.
     """
 

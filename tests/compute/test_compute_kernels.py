@@ -42,7 +42,7 @@ def request(path, **changes):
             {"model": "resnet_gp", "kernel_arguments": {"depth": 8, "n_blocks": 1}, "run_name": "resnet_gp"},
             "--depth and --n_blocks make another kernel than resnet_gp's: give it a --run_name of its own",
         ),
-        ({"kernel_arguments": {"depth": 8}}, "--depth is given for convnet_gp; it is of --model=resnet_gp: leave it"),
+        ({"kernel_arguments": {"depth": 8}}, "depth is given for convnet_gp, and only resnet_gp has it: leave it"),
         ({"model": "random", "kernel_arguments": {"skip_rule": "released"}}, "--skip_rule makes another kernel"),
     ],
 )

@@ -189,6 +189,22 @@ def test_overflow_is_not_hidden_and_the_layer_is_named():
     assert np.isnan(good.matrix(X[:1], X[1:])).all()
 
 
+@pytest.mark.parametrize("pixel", [np.nan, np.inf, 1e20])
+@pytest.mark.parametrize("nonlinearity", [ExReLU(), ExReLU(0), ExErf()], ids=["relu", "step", "erf"])
+def test_pixels_whose_squares_overflow_are_not_hidden_by_bounded_functions(nonlinearity, pixel):
+    """The erf of an infinite covariance would be 1, the step's value 1/2."""
+    kernel = NNGPKernel(Sequential(conv(), nonlinearity, Dense()), [1, 4, 4])
+    X = np.random.default_rng(0).random((3, 16)).astype(np.float32)
+    X[1, 5] = pixel
+    for name in ("fused", "tensorflow"):
+        engine = make_engine(name, kernel)
+        entries = [engine.matrix(X), engine.matrix(X, X.copy()), np.diag(engine.diag(X))]
+        for K in entries[:2]:
+            assert not np.isfinite(K[1]).any() and not np.isfinite(K[:, 1]).any(), name
+            assert np.isfinite(K[::2, ::2]).all(), name
+        np.testing.assert_array_equal(np.isfinite(np.diag(entries[2])), [True, False, True])
+
+
 class Unheard(Layer):
     def propagate(self, state):
         return state

@@ -25,6 +25,7 @@ from cnn_gp import (
     memory,
 )
 from cnn_gp.compute.status import ENGINES_DIFFER
+from cnn_gp.engines import gram as engines_of_gram
 from cnn_gp.engines import tensorflow as module
 from cnn_gp.engines.choice import make_engine
 from cnn_gp.engines.tensorflow import CPU_BATCH, GPU_BATCH, TensorFlowEngine, configure, default_batch_size
@@ -97,6 +98,24 @@ def test_both_kernels_in_float64(rng):
     K, T = cnn_gp.gram_both(kernel, X, X[:3])
     np.testing.assert_array_equal(K, cnn_gp.gram(NNGPKernel(network, [1, 4, 4]), X[:, 1:17], X[:3, 1:17]))
     np.testing.assert_array_equal(T, cnn_gp.gram(kernel, X, X[:3]))
+    # A second call compiles nothing.
+    before = list(engines_of_gram._COMPILED)
+    cnn_gp.gram_both(kernel, X, X[:3])
+    assert list(engines_of_gram._COMPILED) == before
+
+
+@pytest.mark.parametrize("combined", [lambda kernel: kernel + gpflow.kernels.White(), gpflow.kernels.RBF])
+def test_other_kernels_of_gpflow_are_refused_in_one_line(combined):
+    kernel = combined(KERNELS["relu"]) if combined is not gpflow.kernels.RBF else combined()
+    for compute in (lambda: cnn_gp.gram(kernel, np.ones((2, 16))), lambda: make_engine("auto", kernel)):
+        with pytest.raises(UserError, match=r"kernel is a \w+; expected an NNGPKernel or an NTKKernel"):
+            compute()
+
+
+def test_batches_of_float64_are_half_as_large():
+    kernel = NNGPKernel(Sequential(Conv(3), ExReLU(), AvgPool(5), Dense()), [1, 28, 28])
+    one, two = (default_batch_size(kernel, 1, itemsize=itemsize) for itemsize in (4, 8))
+    assert two < one < GPU_BATCH and one**2 == pytest.approx(2 * two**2, rel=0.1)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -78,6 +78,14 @@ def test_overrides():
     assert kernel.var_weight.numpy() == pytest.approx(1.5) and kernel.var_bias.numpy() == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("depth", 14), ("n_blocks", 2), ("allow_skip", True), ("skip_rule", "released")]
+)
+def test_an_argument_of_another_model_is_refused(name, value):
+    with pytest.raises(UserError, match=f"{name} is given for myrtle5, and only .* has it: leave it out"):
+        build_kernel("myrtle5", [1, 32, 32], **{name: value})
+
+
 def test_run_names():
     assert [run_name("random", 7), run_name("random", 1234), run_name("resnet_gp", 7)] == [
         "seed_07",

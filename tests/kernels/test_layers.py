@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import pickle
 import re
 
 import numpy as np
@@ -149,6 +150,32 @@ def test_the_derivatives_expectation_is_that_of_the_functions_slope(layer: Nonli
         value = layer.apply(u)
     squares = np.mean(tape.gradient(value, u).numpy() ** 2)
     assert layer.derivative_variance(tf.constant(0.7, tf.float64)).numpy() == pytest.approx(squares, rel=1e-3)
+
+
+def test_deeply_nested_networks_are_counted_in_no_time():
+    """Each level asks for its displacements once: twice would be 2^60 times."""
+    network = Dense()
+    for _ in range(60):
+        network = Sequential(ExReLU(), network)
+    kernel = NNGPKernel(network, [1, 2, 2])
+    assert (kernel.n_displacements, kernel.n_covariances) == (1, 60 * 4 + 1)
+
+
+def test_a_nonlinearity_s_variance_is_asked_for_at_variances_only(rng):
+    """A covariance below -1/2 has no erf's variance: its root is NaN."""
+    tf.debugging.enable_check_numerics()
+    try:
+        X = np.array([[3.0, -2.0], [-3.0, 2.0]])
+        NNGPKernel(Sequential(Dense(), ExErf(), Dense()), [2])(X, X.copy())
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
+def test_a_function_of_ones_own_pickles():
+    layer = pickle.loads(pickle.dumps(ElementwiseNumerical(tf.math.tanh)))
+    x = tf.constant([0.1, 0.4], tf.float64)
+    np.testing.assert_allclose(layer.derivative(x), 1 - np.tanh(x) ** 2)
+    assert layer.degree == 32
 
 
 def test_n_covariances_counts_every_layer():

@@ -114,7 +114,8 @@ def _erf(c, rr, zero, polynomial):
     """(2 / pi) asin(c rr), for the covariance and the product of the reciprocals."""
     half, one = splat(HALF), splat(ONE)
     x = c * rr
-    a = smaller(absolute(x), one)
+    # In this order NaN stays.
+    a = smaller(one, absolute(x))
     # a <= 1/2: asin a directly; else pi/2 - 2 asin(sqrt((1 - a) / 2)).
     w = where_less(half, a, fma(negative(half), a, half), a * a)
     root = where_less(half, a, sqrt(w), a)
@@ -155,16 +156,17 @@ def _relu_row(tile, place, y, target, source, n):
 def _step_row(tile, place, y, target, source, n):
     work, down, across, polynomial = tile.work, tile.down.deviations, tile.across.deviations, tile.polynomials.step
     factor, d1, d2 = place.factor, place_down(place, y), place_across(place, y)
-    half, zero, constant = splat(HALF), splat(ZERO), splat(HALF * factor)
+    half, zero, tiny, constant = splat(HALF), splat(ZERO), splat(_TINY), splat(HALF * factor)
     for p in range(n):
         v2, r2 = load(across, (d2 + p) * 2 * WIDTH), load(across, ((d2 + p) * 2 + 1) * WIDTH)
         for row in range(ROWS):
             k = ((d1 + p) * ROWS + row) * 2
             v1, rr = splat(get(down, k)), splat(get(down, k + 1)) * r2
             c = load(work, ((source + p) * ROWS + row) * WIDTH)
-            h = larger(fma(negative(absolute(c)), half * rr, half), zero)
+            # In this order NaN stays.
+            h = larger(zero, fma(negative(absolute(c)), half * rr, half))
             # Identical inputs, of which a rounding error would cost its root; two variances of 0 are identical too.
-            h = where_less(zero, v1 + v2, where_equal(c, v1, v2, zero, h), zero)
+            h = where_less(v1 + v2, tiny, zero, where_equal(c, v1, v2, zero, h))
             q = splat(polynomial[6])
             for m in range(5, -1, -1):
                 q = fma(q, h, splat(polynomial[m]))
@@ -231,16 +233,22 @@ def _variance_row(tile, place, y, target, source, n):
         for row in range(ROWS):
             at, to = ((source + p) * ROWS + row) * WIDTH, ((target + p) * ROWS + row) * WIDTH
             v = load(work, at)
+            # NaN where the variance overflows, for bounded functions too: their values would look right.
+            overflow = v - v
             # A denormal variance counts as 0: the product of two reciprocals would overflow.
-            s = v if keeps_variance else where_less(v, splat(_TINY), zero, sqrt(v) if function == RELU else v)
+            s = (
+                v
+                if keeps_variance
+                else where_less(v, splat(_TINY), zero, sqrt(v) if function == RELU else v) + overflow
+            )
             if function == ERF:
-                r = splat(_SQRT_TWO) / sqrt(fma(splat(TWO), v, one))
+                r = splat(_SQRT_TWO) / sqrt(fma(splat(TWO), v, one)) + overflow
                 value = _erf(v, r * r, zero, polynomial)
             else:
-                r = where_less(v, splat(_TINY), zero, one / sqrt(v))
-                value = v if function == RELU else splat(HALF * factor)
+                r = where_less(v, splat(_TINY), zero, one / sqrt(v)) + overflow
+                value = v if function == RELU else splat(HALF * factor) + overflow
             k = row * group + (d + p) * 2 * WIDTH
-            store(deviations, k, s)
+            store(deviations, k, s + overflow)
             store(deviations, k + WIDTH, r)
             if tangent > 0:
                 # At identical inputs the ReLU's slope is 1, twice 1/2.
