@@ -177,7 +177,7 @@ def test_the_first_layer_that_is_not_finite_is_named():
             lambda: NTKKernel(Sequential(Conv(3), Sum(ExReLU(0), Conv(1)), Dense()), [1, 4, 4]),
             r"The step function, ExReLU\(exponent=0\), has no neural tangent kernel",
         ),
-        (lambda: NTKKernel(Conv(3), [1, 4, 4]), r"ends in a map of \(4, 4\); expected one pixel"),
+        (lambda: NTKKernel(Conv(3), [1, 4, 4]), r"ends in a map of shape \(4, 4\); expected no spatial axes left"),
         (lambda: NTKKernel(Dense(), [1, 4, 4])(np.ones((2, 15))), "have 15 columns; expected 16"),
     ],
 )
