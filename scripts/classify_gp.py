@@ -48,7 +48,7 @@ shared_flags.define_run()
 flags.DEFINE_integer("N_train", None, "Train on the first so many images; those cut off come first in validation.")
 flags.DEFINE_integer("N_vali", None, "Validate on so many images; by default as many as are stored for it.")
 flags.DEFINE_integer("N_test", None, "Test on so many images; by default all.")
-flags.DEFINE_float("jitter", 0.0, "Added to the diagonal, relative to its mean; more is taken where that fails.")
+flags.DEFINE_float("jitter", 0.0, "Added to the diagonal, relative to its mean; increased where that fails.")
 flags.DEFINE_list("noise", ["0"], "Observation noise, as --jitter; of several the best is taken, by --noise_by.")
 flags.DEFINE_enum(
     "noise_by",
@@ -56,7 +56,7 @@ flags.DEFINE_enum(
     ["validation", "loo"],
     "The best noise has the smallest validation error, or the largest leave-one-out log predictive density.",
 )
-flags.DEFINE_bool("variances", False, "Also variances, class probabilities, and how good they are.")
+flags.DEFINE_bool("variances", False, "Also posterior variances, class probabilities and their scores.")
 flags.DEFINE_bool("ensemble", False, "Of a neural tangent kernel: as --variances, but of trained networks.")
 flags.DEFINE_string("nngp_run", None, "With --ensemble: the run of the same network's --kernel=nngp.")
 flags.DEFINE_bool("leave_one_out", False, "Also the leave-one-out error and log predictive density.")

@@ -56,7 +56,7 @@ flags.DEFINE_list(
     f"Other images: {', '.join(KINDS)} of the test images, or one strength of it as rotation:15; another data set.",
 )
 flags.DEFINE_string("data_dir", None, "Folder of another data set's files; without it Keras's cache, or its download.")
-flags.DEFINE_integer("N_test", None, "So many images of each set; by default as many as the result has tested.")
+flags.DEFINE_integer("N_test", None, "Number of images of each set; by default that of the result's test images.")
 
 
 def main() -> None:

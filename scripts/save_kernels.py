@@ -42,7 +42,11 @@ flags.DEFINE_string("scheduler", None, "Address of a Dask scheduler, whose worke
 flags.DEFINE_float(
     "claim_timeout", TIMEOUT, "Seconds, at least 20, without a heartbeat after which another's part is taken over."
 )
-flags.DEFINE_bool("status", False, "Only say what is done, missing and at work (--path, and --model or --run_name).")
+flags.DEFINE_bool(
+    "status",
+    False,
+    "Print which parts are done, missing, damaged or being computed (--path, and --model or --run_name).",
+)
 flags.DEFINE_bool("verify", False, "Check every byte of the parts, images and labels that are there, and of the view.")
 
 #: The flags that are further arguments of cnn_gp.build_kernel.

@@ -17,7 +17,7 @@ def errors_as_text(results: Sequence[Result]) -> str:
         rows.append([r.run, r.data, f"{r.N_train:,}", *errors, *_accuracy(r)])
     footer = "Errors in %."
     if with_paper:
-        header += ["paper: validation", "test"]
+        header += ["paper: validation", "paper: test"]
         rows = [[*row, *_paper_cells(r)] for row, r in zip(rows, results, strict=True)]
         footer += " The paper's are for 50,000 training images."
     return f"{to_text(header, rows, 'll' + 'r' * (len(header) - 2))}\n{footer}"
@@ -27,7 +27,7 @@ def errors_table(results: Sequence[Result]) -> Table:
     """A line per run, for a page; the paper's columns only where they have entries."""
     with_paper = papers_footnote(results) is not None
     header = ["run", "data", "training images", "validation error, %", "test error, %"]
-    header += [*(["paper: validation", "test"] if with_paper else []), "jitter", "residual"]
+    header += [*(["paper: validation, %", "paper: test, %"] if with_paper else []), "jitter", "residual"]
     rows = []
     for r in results:
         errors = [percent(r.validation_error), percent(r.test_error), *(_paper_cells(r) if with_paper else [])]

@@ -7,6 +7,9 @@ from typing import Any
 #: A filter's size or its stride: a number, or one for each axis.
 PerAxis = int | tuple[int, ...]
 
+#: The layers that aren't nonlinearities.
+_LINEAR = ("Sequential", "Sum", "Conv", "Dense", "ChannelMix", "AvgPool", "GlobalAvgPool")
+
 
 @dataclass(frozen=True)
 class Hyperparameters:
@@ -17,7 +20,7 @@ class Hyperparameters:
     strides: tuple[PerAxis, ...]
     paddings: tuple[str, ...]
     nonlinearities: tuple[str, ...]
-    """"ReLU", "sqrt2*ReLU", "step", "sqrt2*step" or "erf"."""
+    """"ReLU", "step", "ReLU^2", ..., with "sqrt2*" before it where the layer has it; "erf"; else the layer's name."""
     var_weights: tuple[float, ...]
     var_biases: tuple[float, ...]
     n_skips: int
@@ -28,7 +31,7 @@ def hyperparameters(kernel: dict[str, Any]) -> Hyperparameters:
     layers = list(_walk(kernel["network"]))
     convolutions = [layer for layer in layers if layer["layer"] == "Conv"]
     weighted = [layer for layer in layers if "var_weight" in layer]
-    nonlinearities = [layer for layer in layers if layer["layer"].startswith("Ex")]
+    nonlinearities = [layer for layer in layers if layer["layer"] not in _LINEAR]
     return Hyperparameters(
         n_convolutions=len(convolutions),
         filter_sizes=_distinct(c["filter_size"] for c in convolutions),
@@ -61,9 +64,10 @@ def _walk(layer: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _nonlinearity(layer: dict[str, Any]) -> str:
-    if layer["layer"] == "ExErf":
-        return "erf"
-    return ("sqrt2*" if layer["multiply_by_sqrt2"] else "") + ("ReLU" if layer["exponent"] == 1 else "step")
+    if layer["layer"] != "ExReLU":
+        return {"ExErf": "erf"}.get(layer["layer"], layer["layer"])
+    exponent = layer["exponent"]
+    return ("sqrt2*" if layer["multiply_by_sqrt2"] else "") + {1: "ReLU", 0: "step"}.get(exponent, f"ReLU^{exponent}")
 
 
 def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@ Networks of finite width, drawn from the prior whose limit is the kernel.
 
 A weight of a layer with C input channels is drawn from :math:`\mathcal{N}(0, \sigma_w^2 / C)`, so that a sum over the
 channels has the covariance that the layer's :meth:`~.layer.Layer.propagate` gives to one channel, up to O(1/C):
-Garriga-Alonso, Aitchison & Rasmussen (ICLR 2019), equations 3 to 5. What a layer computes with its weights is in its
+Garriga-Alonso, Rasmussen & Aitchison (ICLR 2019), equations 3 to 5. What a layer computes with its weights is in its
 :meth:`~.layer.Layer.finite_map`; here are the draws from the prior, the convolution and the network as a module.
 """
 

@@ -1,7 +1,7 @@
 r"""
 The layers of an infinitely wide network, each a map of covariances to covariances.
 
-This file is the recursion of Garriga-Alonso, Aitchison & Rasmussen, "Deep Convolutional Networks as shallow Gaussian
+This file is the recursion of Garriga-Alonso, Rasmussen & Aitchison, "Deep Convolutional Networks as shallow Gaussian
 Processes" (ICLR 2019), section 2. A network with infinitely many channels, whose weights are independent and Gaussian,
 is a Gaussian process: its channels are independent, and only the covariance of one channel between two images, at one
 position at a time, has to be carried from layer to layer (their equations 7 to 12). With :math:`K_l(p)` that covariance

@@ -15,7 +15,7 @@ class NNGPKernel(NetworkKernel):
     .. math:: K_0(x, x')(p) = \frac{1}{C} \sum_{c=1}^{C} x_{c,p} \, x'_{c,p}
 
     and ends in a :class:`~cnn_gp.kernels.layers.Dense` readout, which leaves one number per pair of images. See
-    Garriga-Alonso, Aitchison & Rasmussen, ICLR 2019 (arXiv:1808.05587). The arguments are
+    Garriga-Alonso, Rasmussen & Aitchison, ICLR 2019 (arXiv:1808.05587). The arguments are
     :class:`~cnn_gp.kernels.network_kernel.NetworkKernel`'s.
     """
 

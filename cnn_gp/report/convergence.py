@@ -1,7 +1,7 @@
 """
 How fast finite networks converge to their limit: many networks drawn from the prior, and what is measured of them.
 
-After the convergence figure of Garriga-Alonso, Aitchison & Rasmussen (ICLR 2019): at each width, the distribution of
+After the convergence figure of Garriga-Alonso, Rasmussen & Aitchison (ICLR 2019): at each width, the distribution of
 one image's output over the networks, and the networks' second moments over many images beside the kernel. Of a neural
 tangent kernel, the same of the networks' own tangent kernels: at one image, and their mean over many.
 """

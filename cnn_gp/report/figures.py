@@ -148,9 +148,13 @@ def wrong_images(
         if log_p is not None:
             text += f"\n{math.exp(log_p[index, predicted[index]]):.2f}, {math.exp(log_p[index, labels[index]]):.2f}"
         axes.set_title(text, fontsize=7)
-    what = "true class as predicted one" + ("; their probabilities, predicted and true" if log_p is not None else "")
-    first = f"{len(shown)} of {len(wrong)}" if len(shown) < len(wrong) else f"all {len(wrong)}"
-    figure.suptitle(f"{title}: {first} wrong\n({what})", fontsize=8)
+    what = "true class as predicted class"
+    if log_p is not None:
+        what += "; below, the probabilities of predicted and true class"
+    figure.suptitle(
+        f"{title}: {len(shown)} of the {len(wrong)} misclassified test images, most confident first\n({what})",
+        fontsize=8,
+    )
     return figure
 
 

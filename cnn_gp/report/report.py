@@ -37,9 +37,9 @@ _BEST = 3
 _CHOSEN = {"validation": "on the validation images", "loo": "by leave-one-out"}
 
 _AUROC_EXPLAINED = (
-    "AUROC: the chance that of two images, one of the test images and one of these, this one has the larger entropy or "
-    "posterior variance; 0.5 is no idea. Where images are of none of the classes, accuracy counts them as wrong, among "
-    "as many test images."
+    "AUROC: the probability that an image of the set has a larger entropy (or posterior variance) than a test image. "
+    "0.5: not distinguished, 1: fully separated. For another data set, accuracy is over its images and as many test "
+    "images; its own images count as errors."
 )
 
 #: Wrong images of a run that are shown one by one.
@@ -141,18 +141,20 @@ def _random_search(report: _Report) -> list[Block]:
     searched = report.searched
     if len(searched) <= 2:
         return []
-    best = min(searched, key=lambda r: r.validation_error)
+    least = min(r.validation_error for r in searched)
+    best = [r for r in searched if r.validation_error == least]
     rows = search_table.rows(searched)
     write_atomically(report.folder / "random_search.csv", to_csv(rows))
     figure = figures.random_search(searched)
-    input_shape = best.kernel["input_shape"]
+    input_shape = best[0].kernel["input_shape"]
     size = " x ".join(map(str, input_shape[1:]))
     shrunk = ", ".join(map(str, shrunk_seeds(input_shape[1:])))
     return [
         Heading("The random search"),
         Paragraph(
-            f"The validation error picks {best.run}: {percent(best.validation_error)} % there, and "
-            f"{percent(best.test_error)} % on the test images."
+            f"Smallest validation error: {percent(least)} %, of "
+            + " and ".join(f"{r.run} (test error {percent(r.test_error)} %)" for r in best)
+            + "."
         ),
         report.figure("random_search", figure, "Validation errors of the random search"),
         search_table.as_table(rows),
@@ -227,7 +229,7 @@ def _out_of_distribution(report: _Report) -> list[Block]:
             )
         )
     if old:
-        blocks.append(Paragraph(f"Left out, for their result is another by now: {', '.join(old)}."))
+        blocks.append(Paragraph(f"Left out, because `classify_gp.py` has replaced their result: {', '.join(old)}."))
     return blocks
 
 
@@ -244,9 +246,7 @@ def _runs(report: _Report) -> list[Block]:
     blocks = [block for r in drawn for block in _run(report, r)]
     missing = [r.run for r in report.shown if r not in drawn]
     if missing:
-        blocks.append(
-            Paragraph(f"Without figures of their own, for their `_predictions.npz` isn't here: {', '.join(missing)}.")
-        )
+        blocks.append(Paragraph(f"Without figures, because `RUN_predictions.npz` is missing: {', '.join(missing)}."))
     return blocks
 
 
@@ -262,7 +262,7 @@ def _run(report: _Report, r: Result) -> list[Block]:
     images, wrong = _test_images(report.workdir, r.run), confidently_wrong(means, labels, log_p)
     if images is not None and len(wrong):
         figure = figures.wrong_images(images, means, labels, log_p, r.run)
-        picture = report.figure(f"{r.run}_wrong", figure, "Test images that were classified wrongly")
+        picture = report.figure(f"{r.run}_wrong", figure, "Misclassified test images")
         blocks.append(Gallery(picture, [_thumbnail(i, images, means, labels, log_p) for i in wrong[:_MOST]]))
     return blocks
 
@@ -312,7 +312,7 @@ def _facts(r: Result) -> str:
     who = ", ".join(sorted({f"the {record['engine']} engine" for record in r.kernel_computed_by}))
     facts = [
         f"{r.N_train:,} training, {r.N_vali:,} validation and {r.N_test:,} test images of {r.data}.",
-        f"Kernel time {duration(r.times['kernel'])} on {who}; solve and predictions {duration(r.solve_seconds)}, "
+        f"Kernel time {duration(r.times['kernel'])} on {who}; all of stage 2 {duration(r.solve_seconds)}, "
         f"{r.peak_memory_bytes / 1e9:.1f} GB of memory at most.",
     ]
     smallest, largest = r.extreme_eigenvalues

@@ -88,8 +88,8 @@ def test_a_request_gets_the_extras_of_the_result_that_it_replaces():
 def test_the_papers_errors_stand_beside_mnists():
     of_paper = replace(PLAIN, run="convnet_gp", dataset="mnist")
     lines = errors_as_text([PLAIN, of_paper]).splitlines()
-    assert lines[0].endswith("  jitter  residual  paper: validation  test")
-    assert lines[2].endswith("1e-09     1e-12") and lines[3].endswith("1e-12               0.71  1.03")
+    assert lines[0].endswith("  jitter  residual  paper: validation  paper: test")
+    assert lines[2].endswith("1e-09     1e-12") and lines[3].endswith("1e-12               0.71         1.03")
     assert lines[4] == "Errors in %. The paper's are for 50,000 training images."
     assert errors_as_text([PLAIN]).splitlines()[-1] == "Errors in %."
     # A run of another name may be of another depth or variance.

@@ -253,7 +253,10 @@ def test_skip_freq_as_a_list(skip_freq, same_as, rng):
         (lambda: DeepKernel([1, 4, 4], [3, 3], ExReLU(), skip_freq=[5]), r"skip_freq is \[5\]; expected indices"),
         (lambda: DeepKernel([1, 4, 4], [3, 3], ExReLU(), strides=[2, 2], skip_freq=1), "maps of different sizes"),
         (lambda: ResnetKernel([1, 4, 4], [1, 1], [1], 3, ExReLU()), r"block_sizes is \[1, 1\]"),
-        (lambda: NNGPKernel(Sequential(Conv(3)), [1, 4, 4]), r"ends in a map of shape \(4, 4\); expected no spatial axes left"),
+        (
+            lambda: NNGPKernel(Sequential(Conv(3)), [1, 4, 4]),
+            r"ends in a map of shape \(4, 4\); expected no",
+        ),
         (lambda: NNGPKernel(Dense(), [1, 4, 4])(np.ones((2, 15))), "have 15 columns; expected 16"),
         (lambda: NNGPKernel(Dense(), [1, 4, 4])(np.ones((2, 16), np.uint8)), "dtype uint8; expected float32"),
         (lambda: NNGPKernel(Dense(), [1, 4])(np.ones((2, 4)), np.ones((2, 4), np.int64)), "dtype int64"),

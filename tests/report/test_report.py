@@ -52,7 +52,7 @@ def test_a_section_for_everything_that_was_asked_for(tmp_path, rng):
     # The three best have sections of their own.
     assert headings(page) == [*sections, "seed_02", "seed_04", "seed_11"]
     text = page.read_text()
-    assert "The validation error picks seed_04: 2.00 % there" in text
+    assert "Smallest validation error: 2.00 %, of seed_04 (test error" in text
     assert "Without a kernel on 28 x 28 pixels, because a map shrinks below one pixel: 3, 5, 7," in text
     assert re.search(r"\| seed_12 +\| Gaussian process +\| +0\.2500 \| +0\.1250 \| +0\.0625 \|", text)
     assert "\n\n\n" not in text and text.endswith(")\n")
@@ -66,7 +66,7 @@ def test_nothing_is_said_of_what_isnt_there(tmp_path):
     result = replace(stored(), model="convnet_gp", learning_curve=None, extras=())
     page, _ = write_report(tmp_path, tmp_path, [result])
     assert headings(page) == ["Results"] and not (tmp_path / "figures").exists()
-    said = "The paper's errors are for 50,000 training images.\n\nWithout figures of their own, for their"
+    said = "The paper's errors are for 50,000 training images.\n\nWithout figures, because"
     assert said in page.read_text()
 
 
@@ -78,7 +78,7 @@ def test_runs_whose_predictions_were_left_behind_have_no_figures(tmp_path, rng):
     (tmp_path / "b_predictions.npz").unlink()
     page, _ = write_report(tmp_path, tmp_path, read_all(tmp_path))
     assert headings(page) == ["Results", "Learning curves", "Uncertainty", "Spectra", "a"]
-    assert page.read_text().endswith("for their `_predictions.npz` isn't here: b.\n")
+    assert page.read_text().endswith("because `RUN_predictions.npz` is missing: b.\n")
     (tmp_path / "a_predictions.npz").unlink()
     page, _ = write_report(tmp_path, tmp_path, read_all(tmp_path))
     assert headings(page) == ["Results", "Learning curves", "Uncertainty"]

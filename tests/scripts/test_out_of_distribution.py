@@ -62,7 +62,7 @@ def test_of_another_result_the_report_shows_nothing(workdir, tmp_path):
     assert script("classify_gp", *flags, "--overwrite", "--noise=1e-2").status == 0
     assert script("report", f"--path={path}").status == 0
     page = (path / "results" / "report.md").read_text()
-    assert "Left out, for their result is another by now: pooled." in page and "shift_1" not in page
+    assert "Left out, because `classify_gp.py` has replaced their result: pooled." in page and "shift_1" not in page
     # Nothing is missing but what the other noise changes.
     ended = script("out_of_distribution", *flags, "--against=shift:1,shift:1", "--N_test=20")
     assert ended.status == 0 and f"pooled: {20 * 60:,} kernel entries" in ended.stdout

@@ -115,7 +115,7 @@ def test_the_report(workdir):
     told = [line.strip("|").replace(" ", "").split("|")[:3] for line in page.splitlines()]
     for run in ("convnet_gp", "seed_01", "seed_13", "seed_47"):
         assert [run, "digits", "60"] in told
-    assert "The validation error picks seed_" in page
+    assert "Smallest validation error: " in page
     assert "Leave-one-out: error" in page
     with open(workdir / "results" / "random_search.csv") as file:
         lines = list(csv.DictReader(file))
