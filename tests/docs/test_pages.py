@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+import cnn_gp
 from cnn_gp import NNGPKernel, build_kernel
 from helpers.documents import DOCUMENTS, blocks
 from helpers.paths import ROOT
@@ -26,6 +27,12 @@ def test_the_architecture_names_every_module():
         if not path.stem.startswith("_"):
             (row,) = [line for line in text.splitlines() if line.startswith(f"| `{path.parent.relative_to(ROOT)}` |")]
             assert f"`{path.stem}`" in row, path
+
+
+def test_every_public_name_is_in_the_usage_page():
+    text = (ROOT / "docs" / "usage.md").read_text().split("## Names in Python")[1]
+    for name in cnn_gp.__all__:
+        assert name.startswith("__") or re.search(rf"`{name}\b", text), name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
