@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from cnn_gp import GELU, Abs, Conv, Dense, ExErf, ExReLU, LeakyReLU, NNGPKernel, Sequential, Sin
 from cnn_gp.evaluation.classify import Request
 from cnn_gp.evaluation.decode import decode
 from cnn_gp.evaluation.errors_table import errors_as_text
@@ -29,6 +30,13 @@ def test_the_files_content():
     cells = dict(zip(header.split(","), line.split(","), strict=True))
     assert (cells["filter_sizes"], cells["nonlinearities"], end) == ("3x5 3", "sqrt2*ReLU erf", "")
     assert (cells["kernel_seconds"], cells["solve_seconds"], cells["test_error"]) == ("2.0", "0.75", "10.0")
+
+
+def test_every_nonlinearity_has_a_name():
+    layers = [ExReLU(), ExReLU(2, multiply_by_sqrt2=True), ExReLU(0), ExErf(), GELU(), LeakyReLU(0.1), Abs(), Sin()]
+    network = Sequential(*(part for layer in layers for part in (Conv(3), layer)), Dense())
+    names = hyperparameters(NNGPKernel(network, [1, 4, 4]).describe()).nonlinearities
+    assert names == ("ReLU", "sqrt2*ReLU^2", "step", "erf", "GELU", "LeakyReLU", "Abs", "Sin")
 
 
 def test_hyperparameters_of_a_description():
