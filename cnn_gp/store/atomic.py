@@ -104,7 +104,13 @@ def create_exclusively(path: Path, content: str | bytes) -> bool:
                     f"{path} can't be written ({error.strerror}): its file system has no hard links, by which several "
                     "programs share a run; choose a place on another one."
                 ) from error
-        flush_folder(path.parent)
+        try:
+            flush_folder(path.parent)
+        except OSError:
+            # Else a claim would be there that its process knows nothing of, and be waited for.
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
     except OSError as error:
         raise not_written(path, error) from error
     return True

@@ -41,6 +41,16 @@ def test_what_the_system_refuses_is_said_with_a_remedy_that_fits(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_whose_folder_cannot_be_flushed_is_not_left_behind(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(atomic, "flush_folder", refuse)
+    with pytest.raises(UserError, match="Input/output error"):
+        atomic.create_exclusively(tmp_path / "file", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
