@@ -40,6 +40,11 @@ def run(main: Callable[[], None]) -> None:
             # A name that was given may hold a line's end.
             print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
             sys.exit(error.exit_status)
+        except BrokenPipeError:
+            # As with `| head`. The interpreter's last flush would fail too.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print("stopped: the program that read the output has ended; what was finished is kept.", file=sys.stderr)
+            sys.exit(1)
         except (KeyboardInterrupt, Terminated) as stop:
             sys.stdout.flush()
             print("stopped: what was finished is kept; start again with the same flags to go on.", file=sys.stderr)

@@ -1,7 +1,9 @@
-"""What the scripts share: which of TensorFlow's start-up messages are shown."""
+"""What the scripts share: which of TensorFlow's start-up messages are shown, and output that nobody reads."""
 
 import contextlib
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -20,3 +22,13 @@ def test_startup_messages_are_shown_where_the_program_fails(capfd, error, is_sho
             raise error
     os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == ("no GPU\n" if is_shown else "") + "afterwards\n"
+
+
+def test_output_that_nobody_reads_any_longer_is_one_line():
+    program = "from cnn_gp import cli; cli.run(lambda: [print('line', flush=True) for _ in range(100_000)])"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", program], **pipes)
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert process.stderr.read().startswith("stopped: the program that read the output has ended")
+    assert process.wait() == 1
