@@ -1,6 +1,7 @@
-"""Dataclasses from JSON values, checked against the annotations of their fields."""
+"""Dataclasses from JSON values, checked against the annotations of their fields; and values for JSON."""
 
 import contextlib
+import math
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -11,7 +12,7 @@ def decode(kind: Any, value: Any, key: str = "") -> Any:
     A value of the annotated type from what the json module read.
 
     :param kind: a dataclass, tuple[T, ...], tuple[T, U], dict[str, T], a union, Any, str, int, float or bool. A field
-        that may be None is left out of the JSON where it is None.
+        that may be None is left out of the JSON where it is None. A float that is null is NaN.
     :param key: where the value was, for the message.
     :raises ValueError: with the name of the first key that is missing, unknown or of another type.
     """
@@ -34,9 +35,20 @@ def decode(kind: Any, value: Any, key: str = "") -> Any:
     if get_origin(kind) is dict:
         _check(isinstance(value, dict), key, "an object", value)
         return {name: decode(arguments[1], v, _join(key, name)) for name, v in value.items()}
+    if kind is float and value is None:
+        return math.nan
     fits = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     _check(fits, key, f"a value of type {kind.__name__}", value)
     return value
+
+
+def without_nan(value: Any) -> Any:
+    """A value of dicts, lists, tuples and scalars with null for NaN, which JSON doesn't have."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _decode_dataclass(kind: Any, value: Any, key: str) -> Any:

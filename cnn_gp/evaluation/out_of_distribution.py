@@ -24,7 +24,7 @@ from ..regression.solve import Solution, solve, targets
 from ..store.atomic import write_atomically
 from ..store.run_directory import RunDirectory
 from ..store.stored_matrix import StoredGram, StoredKernel
-from .decode import decode
+from .decode import decode, without_nan
 from .errors_table import percent
 from .metrics import entropy, log_probabilities, rejection, scores
 from .predict_images import posterior
@@ -130,7 +130,7 @@ class OutOfDistribution:
     def to_json(self) -> str:
         """The file's content; keys that are None are left out."""
         values = asdict(self, dict_factory=lambda items: {key: value for key, value in items if value is not None})
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
         """A line for each set."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..regression.learning_curve import Point
-from .decode import decode
+from .decode import decode, without_nan
 from .hyperparameters import Hyperparameters
 from .metrics import Scores
 from .tables import to_csv
@@ -157,7 +157,7 @@ class Result:
         """The content of the result's JSON file."""
         values = asdict(self, dict_factory=lambda items: {key: value for key, value in items if value is not None})
         del values["run"]
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, run: str) -> "Result":
