@@ -10,7 +10,7 @@ from sklearn import metrics
 
 from ..errors import UserError
 from ..evaluation.hyperparameters import PerAxis
-from ..evaluation.metrics import confidently_wrong, rejection, reliability
+from ..evaluation.metrics import rejection, reliability
 from ..evaluation.results import Result
 from ..store.atomic import write_atomically
 
@@ -28,8 +28,11 @@ matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "cnn_gp"
 
 
-#: As many classes have a label and numbers each.
+#: Up to this many classes, every class has a label and every count is printed.
 _MANY = 20
+
+#: Of fewer images than this an accuracy says little.
+_FEW = 10
 
 
 def _figure(width: float = 5.2, height: float = 3.8) -> tuple[Figure, Axes]:
@@ -79,9 +82,16 @@ def reliability_diagram(log_p: np.ndarray, labels: np.ndarray, title: str) -> Fi
     centres, width = (numbers.edges[:-1] + numbers.edges[1:]) / 2, numbers.edges[1]
     above.plot([0, 1], [0, 1], color="0.6", lw=1, label="perfectly calibrated")
     filled = numbers.counts > 0
-    above.plot(numbers.confidence[filled], numbers.accuracy[filled], "o-", ms=4, label="test images")
-    above.set(ylabel="share correct", title=title, xlim=(0, 1), ylim=(0, 1.02))
-    above.text(0.97, 0.05, f"ECE {numbers.expected_calibration_error:.4f}", ha="right")
+    # Without a line, which would give a bin of one image the weight of one of thousands.
+    for which, face, text in (
+        (numbers.counts >= _FEW, "C0", "test images"),
+        (filled & (numbers.counts < _FEW), "none", f"bins of fewer than {_FEW}"),
+    ):
+        if which.any():
+            places = numbers.confidence[which], numbers.accuracy[which]
+            above.plot(*places, "o", ms=4, mec="C0", mfc=face, label=text)
+    above.set(ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
+    above.text(0.97, 0.05, f"expected calibration error {numbers.expected_calibration_error:.4f}", ha="right")
     above.legend(loc="upper left", fontsize="small")
     below.bar(centres[filled], numbers.counts[filled], 0.9 * width, color="C0")
     below.set(yscale="log", ylabel="images", xlabel="confidence (largest class probability)")
@@ -126,15 +136,21 @@ def confusion_matrix(means: np.ndarray, labels: np.ndarray, title: str) -> Figur
 
 
 def wrong_images(
-    images: np.ndarray, means: np.ndarray, labels: np.ndarray, log_p: np.ndarray | None, title: str, most: int = 40
+    images: np.ndarray,
+    means: np.ndarray,
+    labels: np.ndarray,
+    log_p: np.ndarray | None,
+    wrong: np.ndarray,
+    title: str,
+    most: int = 40,
 ) -> Figure:
     """
-    The test images that were taken for another class, the most confidently wrong first; there is at least one.
+    The test images that were taken for another class, the most confidently wrong first.
 
+    :param wrong: their numbers in this order, at least one.
     :param images: [N, height, width] or [N, height, width, channels].
     """
     predicted = means.argmax(axis=1)
-    wrong = confidently_wrong(means, labels, log_p)
     shown = wrong[:most]
     n_columns = min(8, len(shown))
     n_rows = math.ceil(len(shown) / n_columns)

@@ -1,7 +1,7 @@
 """A working directory's results as a page with figures, in Markdown and in HTML."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ class _Report:
     workdir: Path
     folder: Path
     results: list[Result]
+    _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def searched(self) -> list[Result]:
@@ -68,10 +69,13 @@ class _Report:
     @property
     def drawn(self) -> list[Result]:
         """Those of :attr:`shown` whose predictions are there, which are large and may have been left behind."""
-        return [r for r in self.shown if self.files(r).arrays_path.exists()]
+        return [r for r in self.shown if ResultFiles(self.folder, r.run).arrays_path.exists()]
 
-    def files(self, result: Result) -> ResultFiles:
-        return ResultFiles(self.folder, result.run)
+    def arrays(self, result: Result) -> dict[str, np.ndarray]:
+        """What is in a run's predictions, read and verified once."""
+        if result.run not in self._arrays:
+            self._arrays[result.run] = ResultFiles(self.folder, result.run).read_arrays(result)
+        return self._arrays[result.run]
 
     def figure(self, name: str, figure: "Figure", caption: str) -> Picture:
         """Write a figure; the block that shows it."""
@@ -202,7 +206,7 @@ def _uncertainty(report: _Report) -> list[Block]:
     rows = [[run, kind, *(f"{number:.4f}" for number in vars(scores).values())] for run, kind, scores in scored]
     said = Paragraph("On the test images, with the output scale of maximum marginal likelihood.")
     blocks: list[Block] = [Heading("Uncertainty"), Table(header, rows, "llrrr"), said]
-    arrays = {r.run: report.files(r).read_arrays(r) for r in report.drawn if r.scores is not None}
+    arrays = {r.run: report.arrays(r) for r in report.drawn if r.scores is not None}
     curves = {run: (a["log_probabilities_test"], a["labels_test"]) for run, a in arrays.items()}
     if curves:
         blocks.append(report.figure("rejection", figures.rejection_curves(curves), "Error against rejection"))
@@ -237,7 +241,7 @@ def _spectra(report: _Report) -> list[Block]:
     runs = [r for r in report.drawn if "spectrum" in r.extras]
     if not runs:
         return []
-    figure = figures.spectra({r.run: report.files(r).read_arrays(r)["eigenvalues"] for r in runs})
+    figure = figures.spectra({r.run: report.arrays(r)["eigenvalues"] for r in runs})
     return [Heading("Spectra"), report.figure("spectra", figure, "Eigenvalues of the Gram matrices")]
 
 
@@ -251,7 +255,7 @@ def _runs(report: _Report) -> list[Block]:
 
 
 def _run(report: _Report, r: Result) -> list[Block]:
-    arrays = report.files(r).read_arrays(r)
+    arrays = report.arrays(r)
     means, labels, log_p = arrays["test"], arrays["labels_test"], arrays.get("log_probabilities_test")
     confusion = figures.confusion_matrix(means, labels, f"{r.run}, test")
     blocks: list[Block] = [Heading(r.run), Paragraph(_facts(r))]
@@ -261,7 +265,7 @@ def _run(report: _Report, r: Result) -> list[Block]:
         blocks.append(report.figure(f"{r.run}_reliability", reliability, "Reliability diagram"))
     images, wrong = _test_images(report.workdir, r.run), confidently_wrong(means, labels, log_p)
     if images is not None and len(wrong):
-        figure = figures.wrong_images(images, means, labels, log_p, r.run)
+        figure = figures.wrong_images(images, means, labels, log_p, wrong, r.run)
         picture = report.figure(f"{r.run}_wrong", figure, "Misclassified test images")
         blocks.append(Gallery(picture, [_thumbnail(i, images, means, labels, log_p) for i in wrong[:_MOST]]))
     return blocks
