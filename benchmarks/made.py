@@ -5,7 +5,7 @@ import numpy as np
 from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.compute.worker import Job
 from cnn_gp.data.datasets import Dataset
-from cnn_gp.engines.engine import Progress
+from cnn_gp.engines.engine import Count
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import DEFAULT_N_MAX
@@ -25,7 +25,7 @@ class MadeEngine:
         self,
         X: np.ndarray,
         X2: np.ndarray | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """[N, M], or [N, N] with the diagonal; into ``out`` where it is given."""

@@ -46,7 +46,7 @@ def main() -> None:
         from cnn_gp.engines.tensorflow import configure
 
         configure(FLAGS.n_gpus)
-    print(f"{data.name}: {tiling.entries:,} kernel entries and {gigabytes:.3f} GB for each run", flush=True)
+    print(f"{data.name}: {tiling.n_entries:,} kernel entries and {gigabytes:.3f} GB for each run", flush=True)
     seconds = 0.0
     n_runs = 0
     for model, seed, which, pool in runs:
@@ -57,7 +57,7 @@ def main() -> None:
             print(f"  {name:16} shrinks below one pixel: no kernel")
             continue
         with cli.without_startup_messages():
-            estimate = _seconds_per_entry(kernel, data) * tiling.entries
+            estimate = _seconds_per_entry(kernel, data) * tiling.n_entries
         of_pools = f" of {kernel.n_displacements:,} displacements" if kernel.n_displacements > 1 else ""
         print(
             f"  {name:16} {kernel.n_covariances:7,} covariances{of_pools} per entry, about {duration(estimate)}",
@@ -66,7 +66,7 @@ def main() -> None:
         seconds += estimate
         n_runs += 1
     print(
-        f"in all {n_runs} runs, {n_runs * tiling.entries:,} kernel entries, {n_runs * gigabytes:.3f} GB if all tiles "
+        f"in all {n_runs} runs, {n_runs * tiling.n_entries:,} kernel entries, {n_runs * gigabytes:.3f} GB if all tiles "
         f"are kept, about {duration(seconds)} of kernel time and some seconds a run for compiling"
     )
 

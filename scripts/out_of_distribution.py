@@ -86,7 +86,7 @@ def main() -> None:
         run.check_complete()
         run.check_data()
         _check_memory(run, result.solver, result.N_train)
-        seconds = result.times["kernel"] * n_entries / description.tiling.entries
+        seconds = result.times["kernel"] * n_entries / description.tiling.n_entries
         times = 1 + n_operations_of_variances(result.N_train, n_images) / n_operations(result.N_train)
         print(
             f"{run.name}: {n_entries:,} kernel entries, about {duration(seconds)} at the speed of the run's own; "

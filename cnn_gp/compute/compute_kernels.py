@@ -238,10 +238,10 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
         run.check_data()
     say(
         f"{run.name} on {data.name}: {data.sizes[0]:,} training, {data.sizes[1]:,} validation and {data.sizes[2]:,} "
-        f"test images; {tiling.n_tiles:,} tiles, {tiling.entries:,} kernel entries, "
+        f"test images; {tiling.n_tiles:,} tiles, {tiling.n_entries:,} kernel entries, "
         f"{tiling.n_bytes(np.dtype(request.float_type).itemsize) / 1e6:,.1f} MB in {run.folder}."
     )
-    say(f"A kernel entry takes {n_covariances:,} covariances, the run {n_covariances * tiling.entries:,}.")
+    say(f"A kernel entry takes {n_covariances:,} covariances, the run {n_covariances * tiling.n_entries:,}.")
     for name, reason in unusable.items():
         say(f"{name} is computed again: {reason}.")
         run.parts.discard(next(part for part in missing if part.name == name))
@@ -259,7 +259,7 @@ def _prepare(run: RunDirectory, request: Request, data: Dataset, choice: Choice,
             say("The fused engine is compiled, once on this machine: it takes about 40 s.")
         if missing:
             engine = FusedEngine(choice.program, n_threads=request.n_threads)
-            seconds = seconds_per_entry(engine, data.X.astype(np.float32)) * sum(part.entries for part in missing)
+            seconds = seconds_per_entry(engine, data.X.astype(np.float32)) * sum(part.n_entries for part in missing)
             say(f"What is missing takes about {duration(seconds)} on this machine, by a measurement of this moment.")
     say(f"Engine: {choice.name}." + (f" {choice.reason}." if choice.reason else ""))
     names = {part.name for part in missing}

@@ -92,11 +92,11 @@ def compute_run(
     run.remove_leftovers()
     missing, _ = run.parts.missing()
     check_disk(run, missing)
-    total = run.description().tiling.entries
+    total = run.description().tiling.n_entries
     # Another program's parts are waited for only where they are this one's to deliver.
     own = {part.name for part in shares(run.description().tiling.parts(), shard[1])[shard[0] - 1]}
     with (
-        Progress(total, "entries", total - sum(part.entries for part in missing)) as progress,
+        Progress(total, "entries", total - sum(part.n_entries for part in missing)) as progress,
         _worker_pools(job, devices, cluster) as pools,
     ):
         _hand_out(in_order(missing, shard), own, pools, progress, say)
@@ -113,10 +113,10 @@ def shares(parts: Sequence[Part], n: int) -> list[list[Part]]:
     """Deal parts into n shards of about equal cost: each next longest to the shard that has least."""
     dealt: list[list[Part]] = [[] for _ in range(n)]
     costs = [0] * n
-    for part in sorted(parts, key=lambda part: (-part.entries, part.name)):
+    for part in sorted(parts, key=lambda part: (-part.n_entries, part.name)):
         least = costs.index(min(costs))
         dealt[least].append(part)
-        costs[least] += part.entries
+        costs[least] += part.n_entries
     return dealt
 
 
@@ -139,7 +139,7 @@ def _hand_out(
 
     :param own: names of the parts that are waited for, should another program have claimed them.
     """
-    entries = {part.name: part.entries for part in parts}
+    entries = {part.name: part.n_entries for part in parts}
     counted = dict.fromkeys(entries, 0)
     todo = deque(entries)
     others: list[str] = []

@@ -20,7 +20,7 @@ def status(run: RunDirectory, verify: bool = False) -> str:
     missing, reasons = run.parts.missing(verify)
     so_far = [run.kept_rows.so_far(part) for part in missing]
     kept, seconds = sum(entries for entries, _ in so_far), sum(seconds for _, seconds in so_far)
-    total, left = description.tiling.entries, sum(part.entries for part in missing) - kept
+    total, left = description.tiling.n_entries, sum(part.n_entries for part in missing) - kept
     lines = [
         f"{run.name} in {run.workdir}: {len(parts) - len(missing)} of {len(parts)} parts done, "
         f"{1 - left / total:.1%} of {total:,} kernel entries"

@@ -26,7 +26,7 @@ from .claims import HEARTBEAT, TIMEOUT, Claims
 if TYPE_CHECKING:
     from ctypes import c_longlong
 
-    from ..engines.engine import Engine, Progress
+    from ..engines.engine import Count, Engine
 
 #: Is told how many entries of a part are computed so far.
 Tell = Callable[[int], object]
@@ -111,7 +111,7 @@ class Worker:
         """Make :meth:`compute` raise :class:`Stopped` where the engine next counts entries."""
         self._stop.set()
 
-    def compute(self, name: str, progress: "Progress | None" = None) -> Outcome:
+    def compute(self, name: str, progress: "Count | None" = None) -> Outcome:
         """
         Compute and commit a part, unless it is there, or another process is at work on it.
 
@@ -132,7 +132,7 @@ class Worker:
         finally:
             self.claims.release(name)
 
-    def _compute(self, part: Part, progress: "Progress | None") -> Outcome:
+    def _compute(self, part: Part, progress: "Count | None") -> Outcome:
         engine = self._prepared_engine()
         _, before = self.run.kept_rows.so_far(part, engine.name)
         start = time.perf_counter()
@@ -153,7 +153,7 @@ class Worker:
             return self._engine
 
     def _compute_row(
-        self, part: Part, row: TileRow, engine: "Engine", progress: "Progress | None"
+        self, part: Part, row: TileRow, engine: "Engine", progress: "Count | None"
     ) -> tuple[np.ndarray, np.ndarray]:
         """The entries of a row of tiles, and the diagonal at its images, as far as they weren't put aside before."""
         X, training = self._images[ROW_IMAGES[row.matrix]][row.start : row.stop], self._images["X"]
@@ -161,7 +161,7 @@ class Worker:
         entries, diagonal = kept_row or (np.full(row.shape, np.nan, X.dtype), None)
         if diagonal is not None:
             if progress is not None:
-                progress(row.entries)
+                progress(row.n_entries)
             return entries, diagonal
         start = kept = time.perf_counter()
         before = self.run.kept_rows.so_far(replace(part, rows=(row,)), engine.name)[1]

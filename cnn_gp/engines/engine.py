@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-Progress = Callable[[int], None]
+Count = Callable[[int], None]
 """Called with the number of kernel entries that were finished since the last call, from any thread."""
 
 
@@ -22,7 +22,7 @@ class Engine(Protocol):
         self,
         X: np.ndarray,
         X2: np.ndarray | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """

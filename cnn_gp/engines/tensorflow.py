@@ -25,7 +25,7 @@ from .threads import each, n_cores
 if TYPE_CHECKING:
     from ..kernels.layer import Layer
     from ..kernels.network_kernel import NetworkKernel
-    from .engine import Progress
+    from .engine import Count
 
 #: Images on a side of a batch on the CPU: found by benchmarks/kernel_entries.py's sweep.
 CPU_BATCH = 16
@@ -137,7 +137,7 @@ class TensorFlowEngine:
         self,
         X: np.ndarray,
         X2: np.ndarray | None = None,
-        progress: "Progress | None" = None,
+        progress: "Count | None" = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """

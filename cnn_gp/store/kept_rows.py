@@ -77,7 +77,7 @@ class KeptRows:
             except (FileNotFoundError, UserError, Damaged):
                 continue
             if engine in (None, about.get("engine")):
-                entries += about.get("entries", row.entries)
+                entries += about.get("entries", row.n_entries)
                 seconds += about.get("seconds", 0.0)
         return entries, seconds
 

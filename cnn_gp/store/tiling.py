@@ -37,7 +37,7 @@ class TileRow:
         return self.stop - self.start, self.n_columns
 
     @property
-    def entries(self) -> int:
+    def n_entries(self) -> int:
         """Kernel entries to compute: in a tile on the diagonal one triangle, diagonal included."""
         n, m = self.shape
         return n * m - n * (n - 1) // 2 if self.matrix == "Kxx" else n * m
@@ -51,9 +51,9 @@ class Part:
     rows: tuple[TileRow, ...]
 
     @property
-    def entries(self) -> int:
+    def n_entries(self) -> int:
         """Kernel entries to compute, of all its rows."""
-        return sum(row.entries for row in self.rows)
+        return sum(row.n_entries for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class Tiling:
         ]
 
     @property
-    def entries(self) -> int:
+    def n_entries(self) -> int:
         """Kernel entries to compute in all."""
-        return sum(part.entries for part in self.parts())
+        return sum(part.n_entries for part in self.parts())
 
     @property
     def n_tiles(self) -> int:

@@ -109,7 +109,7 @@ def test_a_kill_in_a_row_of_tiles_loses_what_was_computed_since_it_was_put_aside
     assert aside.name == f"{first.name}.row_{row.start}.npz"
     assert kept == 200 and seconds > 0
     assert run.kept_rows.get(first, row, "numpy")[1] is None
-    assert f"{200 / run.description().tiling.entries:.1%} of" in status(run) and "time left" in status(run)
+    assert f"{200 / run.description().tiling.n_entries:.1%} of" in status(run) and "time left" in status(run)
     engine = Steps()
     assert compute_run(job_of(run, lambda device: engine, keep_every=1e9))
     n_stored = sum(math.prod(row.shape) for row in run.description().tiling.all_rows())
@@ -126,11 +126,11 @@ def test_what_is_put_aside_counts_each_entry_of_a_square_once(tmp_path):
     assert row.matrix == "Kxx" and run.kept_rows.so_far(part) == (0, 0.0)
     entries = np.ones(row.shape)
     run.kept_rows.keep(part, row, entries, None, "numpy", 2.5)
-    assert run.kept_rows.so_far(part) == (row.entries, 2.5)
+    assert run.kept_rows.so_far(part) == (row.n_entries, 2.5)
     entries[:, 60:] = np.nan
     entries[2, 3] = np.nan
     run.kept_rows.keep(part, row, entries, None, "numpy", 2.5)
-    assert run.kept_rows.so_far(part) == (row.entries - 60 * 5 - 1, 2.5)
+    assert run.kept_rows.so_far(part) == (row.n_entries - 60 * 5 - 1, 2.5)
     np.testing.assert_array_equal(run.kept_rows.get(part, row, "numpy")[0], entries)
     # Another engine's entries differ, and a part names one engine.
     assert run.kept_rows.get(part, row, "another") is None

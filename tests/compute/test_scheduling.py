@@ -16,7 +16,7 @@ def test_shards_are_of_equal_cost_and_cover_all(n):
     parts = Tiling(5000, 500, 700, 100).parts()
     dealt = shares(parts, n)
     assert sorted(p.name for share in dealt for p in share) == sorted(p.name for p in parts)
-    costs = [sum(p.entries for p in share) for share in dealt]
+    costs = [sum(p.n_entries for p in share) for share in dealt]
     assert max(costs) - min(costs) <= 0.02 * sum(costs) / n
     for i in range(1, n + 1):
         order = in_order(parts, (i, n))
@@ -44,7 +44,7 @@ def test_equal_workers_idle_less_than_five_percent(sizes, k):
     free = [0.0] * k
     for part in parts:
         first = free.index(min(free))
-        free[first] += part.entries * 1.9e-6 + 0.02
+        free[first] += part.n_entries * 1.9e-6 + 0.02
     assert 1 - sum(free) / (k * max(free)) < 0.05
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.compute.worker import Job
 from cnn_gp.data.datasets import Dataset
-from cnn_gp.engines.engine import Progress
+from cnn_gp.engines.engine import Count
 from cnn_gp.store.description import Description
 from cnn_gp.store.run_directory import RunDirectory
 
@@ -27,7 +27,7 @@ class NumpyEngine:
         self,
         X: np.ndarray,
         X2: np.ndarray | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         entries = self.entries(X, X2, progress)
@@ -36,7 +36,7 @@ class NumpyEngine:
         out[:] = entries
         return out
 
-    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Count | None = None) -> np.ndarray:
         self.calls += 1
         X2 = X if X2 is None else X2
         distances = ((X[:, None, :].astype(np.float64) - X2[None, :, :]) ** 2).sum(-1)

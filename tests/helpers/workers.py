@@ -15,7 +15,7 @@ import pytest
 
 from cnn_gp.compute.claims import Claims
 from cnn_gp.compute.scheduler import compute_run, in_order
-from cnn_gp.engines.engine import Progress
+from cnn_gp.engines.engine import Count
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.tiling import Part
 
@@ -32,7 +32,7 @@ class SlowEngine(NumpyEngine):
         super().__init__()
         self.seconds = seconds
 
-    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Count | None = None) -> np.ndarray:
         time.sleep(self.seconds)
         return super().entries(X, X2, progress)
 
@@ -44,7 +44,7 @@ class DyingEngine(SlowEngine):
         super().__init__()
         self.marker = Path(marker)
 
-    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Count | None = None) -> np.ndarray:
         if self.calls == 2:
             try:
                 self.marker.touch(exist_ok=False)
@@ -73,7 +73,7 @@ class WatchedEngine(NumpyEngine):
         super().__init__()
         self.seen = Path(seen)
 
-    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Count | None = None) -> np.ndarray:
         assert progress is not None
         progress(1)
         wait_until(self.seen.exists)
@@ -95,7 +95,7 @@ def watch_progress(monkeypatch: pytest.MonkeyPatch, seen: Path) -> list[int]:
 class EndlessEngine(NumpyEngine):
     """Is at work until its worker is stopped."""
 
-    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Count | None = None) -> np.ndarray:
         assert progress is not None
         while True:
             progress(0)
@@ -117,7 +117,7 @@ class NaNEngine(NumpyEngine):
     def __init__(self, device: str) -> None:
         super().__init__()
 
-    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Progress | None = None) -> np.ndarray:
+    def entries(self, X: np.ndarray, X2: np.ndarray | None = None, progress: Count | None = None) -> np.ndarray:
         K = super().entries(X, X2, progress)
         K[-1, 0] = np.inf
         return K

@@ -30,7 +30,7 @@ def test_tiles_cover_each_entry_once(N, N_vali, N_test, n_max):
 @settings(deadline=None, max_examples=200)
 @given(N=sizes, N_vali=sizes, N_test=sizes, n_max=st.integers(min_value=1, max_value=70))
 def test_entries_counts_what_is_computed(N, N_vali, N_test, n_max):
-    assert Tiling(N, N_vali, N_test, n_max).entries == N * (N + 1) // 2 + (N_vali + N_test) * N
+    assert Tiling(N, N_vali, N_test, n_max).n_entries == N * (N + 1) // 2 + (N_vali + N_test) * N
 
 
 @pytest.mark.parametrize("n_max", [7, 50, 200, 1000])
@@ -39,7 +39,7 @@ def test_the_papers_job_has_fewer_than_500_parts_with_distinct_names(n_max):
     names = [part.name for part in tiling.parts()]
     assert len(set(names)) == len(names) < MAX_PARTS
     assert {name.split("_")[0] for name in names} == set(MATRICES)
-    assert tiling.entries == 2_250_025_000
+    assert tiling.n_entries == 2_250_025_000
 
 
 def test_the_papers_job_takes_nine_gigabytes_in_float32():

@@ -24,7 +24,7 @@ from .simd import WIDTH
 from .streamed import Streamed
 
 if TYPE_CHECKING:
-    from ..engine import Progress
+    from ..engine import Count
 
 #: Row images in a strip: their deviations (88 kB each in the paper's ResNet) are kept while all columns pass.
 STRIP = 512
@@ -79,7 +79,7 @@ class FusedEngine:
         self,
         X: np.ndarray,
         X2: np.ndarray | None = None,
-        progress: "Progress | None" = None,
+        progress: "Count | None" = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """
@@ -96,7 +96,7 @@ class FusedEngine:
         return result
 
     def both(
-        self, X: np.ndarray, X2: np.ndarray | None = None, progress: "Progress | None" = None
+        self, X: np.ndarray, X2: np.ndarray | None = None, progress: "Count | None" = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """
         Of a neural tangent kernel's program: the Gaussian process's kernel of the same network and the neural tangent
@@ -185,7 +185,7 @@ class FusedEngine:
         columns: np.ndarray,
         start: int,
         symmetric: bool,
-        progress: "Progress | None",
+        progress: "Count | None",
     ) -> None:
         """
         The rows of ``results`` from ``start`` on; where these are symmetric also what they mirror in their columns.
@@ -252,7 +252,7 @@ def _tasks(firsts: range, start: int, stop: int, n_threads: int) -> Iterator[tup
             yield first, top, min(top + height, stop)
 
 
-def _in_shares(progress: "Progress", n_entries: int, n_calls: int) -> "Progress":
+def _in_shares(progress: "Count", n_entries: int, n_calls: int) -> "Count":
     """Reports ``n_entries`` in all, in proportion to the numbers it is called with, which add up to ``n_calls``."""
     calls = reported = 0
 

@@ -17,7 +17,7 @@ from .simd import WIDTH
 from .streamed import Stage, Streamed, streamed
 
 if TYPE_CHECKING:
-    from ..engine import Progress
+    from ..engine import Count
 
 
 class Memory(threading.local):
@@ -54,7 +54,7 @@ class Codes:
             return groups
         return groups * len(self.images.displaced)
 
-    def entries(self, memory: Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
+    def entries(self, memory: Memory, down: Side, across: Side, done: "Count | None" = None) -> np.ndarray:
         """
         The kernels of a column of micro-tiles, [covariances and tangents, rows, WIDTH].
 
@@ -65,7 +65,7 @@ class Codes:
             covariances(self.head.code, memory.work, down, across, POLYNOMIALS, entries)
         return entries
 
-    def pooled(self, memory: Memory, down: Side, across: Side, done: "Progress | None" = None) -> np.ndarray:
+    def pooled(self, memory: Memory, down: Side, across: Side, done: "Count | None" = None) -> np.ndarray:
         """The same before the head, [kernels, rows, WIDTH]."""
         code, displaced = self.images.code, self.images.displaced
         n_groups = len(down.pixels)
