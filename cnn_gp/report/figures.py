@@ -89,10 +89,10 @@ def reliability_diagram(log_p: np.ndarray, labels: np.ndarray, title: str) -> Fi
     ):
         if which.any():
             places = numbers.confidence[which], numbers.accuracy[which]
-            above.plot(*places, "o", ms=4, mec="C0", mfc=face, label=text)
+            above.plot(*places, "o", ms=4, mec="C0", mfc=face, label=text, clip_on=False)
     above.set(ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
     above.text(0.97, 0.05, f"expected calibration error {numbers.expected_calibration_error:.4f}", ha="right")
-    above.legend(loc="upper left", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     below.bar(centres[filled], numbers.counts[filled], 0.9 * width, color="C0")
     below.set(yscale="log", ylabel="images", xlabel="confidence (largest class probability)")
     return figure
@@ -167,9 +167,9 @@ def wrong_images(
     what = "true class as predicted class"
     if log_p is not None:
         what += "; below, the probabilities of predicted and true class"
+    first = f"{len(shown)} of " if len(shown) < len(wrong) else ""
     figure.suptitle(
-        f"{title}: {len(shown)} of the {len(wrong)} misclassified test images, most confident first\n({what})",
-        fontsize=8,
+        f"{title}: {first}the {len(wrong)} misclassified test images, most confident first\n({what})", fontsize=8
     )
     return figure
 
