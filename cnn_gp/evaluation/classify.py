@@ -12,37 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
-from ..progress import duration
 from ..provenance import software
-from ..regression import ensemble, spectrum
-from ..regression.cholesky import n_operations
-from ..regression.gram_matrix import KernelMatrix
 from ..regression.iterative import Iterative, IterativeFactor
-from ..regression.learning_curve import learning_curve
-from ..regression.leave_one_out import leave_one_out
 from ..regression.memory_needs import has_memory
-from ..regression.predict import (
-    Predictions,
-    ValidationKernel,
-    error_percent,
-    posterior_variances,
-    predict,
-    validation_labels,
-)
-from ..regression.predict import n_operations as n_operations_of_variances
+from ..regression.predict import Predictions, error_percent, predict, validation_labels
 from ..regression.solve import Solution, solve, targets
 from ..store.run_directory import RunDirectory
 from ..store.stored_matrix import StoredGram, StoredKernel
+from .extras import Say, left_out_scores, with_extras
 from .hyperparameters import hyperparameters
-from .metrics import log_probabilities, output_scale, scaled_log_marginal_likelihood, scores
+from .metrics import output_scale, scaled_log_marginal_likelihood
 from .noise_choice import best_noise
 from .result_files import ResultFiles
-from .results import LeaveOneOutScores, NoiseTried, Result, SetScores, Settings
+from .results import NoiseTried, Result, Settings
 
 if TYPE_CHECKING:
     from distributed import Client
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -218,7 +203,7 @@ def classify(
         result = replace(result, times={**result.times, "log_determinant": time.perf_counter() - start})
     if request.extras:
         start = time.perf_counter()
-        result = _with_extras(run, request, solution, Y, result, arrays, say)
+        result = with_extras(run, request, solution, Y, result, arrays, say)
         times = {**result.times, "extras": time.perf_counter() - start}
         result = replace(result, times=times, extras=request.extras, peak_memory_bytes=_peak_memory())
     written = files.parse(files.write(result, arrays, seen))
@@ -259,19 +244,6 @@ def _likelihoods(solution: Solution, Y: np.ndarray, s: float) -> dict[str, Any]:
     }
 
 
-def _seconds(solution: Solution, n_right_sides: int, n_factor_operations: float) -> str:
-    """
-    About how long it takes, as text, judged by the solve.
-
-    :param n_right_sides: that conjugate gradients solve for.
-    :param n_factor_operations: that a factor takes in their place.
-    """
-    N, n_columns = solution.alpha.shape
-    if isinstance(solution.factor, IterativeFactor):
-        return duration(n_right_sides / n_columns * solution.times["solve"])
-    return duration(n_factor_operations / n_operations(N) * solution.times["factorise"])
-
-
 def _computers(parts: Sequence[dict[str, Any]]) -> tuple[dict[str, str], ...]:
     """The different records of a run's parts: what computed them, without when."""
     records = ({key: str(value) for key, value in part.items() if key not in ("seconds", "pid")} for part in parts)
@@ -282,87 +254,6 @@ def _peak_memory() -> int:
     """The most memory that this process has had, in bytes."""
     # Kilobytes on Linux.
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _with_extras(
-    run: RunDirectory,
-    request: Request,
-    solution: Solution,
-    Y: np.ndarray,
-    result: Result,
-    arrays: dict[str, np.ndarray],
-    say: Say,
-) -> Result:
-    """The result with what is asked for besides errors; its arrays go into ``arrays``."""
-    s = result.output_scale
-    if request.curve_sizes:
-        labels = run.labels()
-        validation = StoredKernel(run, "Kxvx"), labels["Yv"][: request.N_vali]
-        test = StoredKernel(run, "Kxtx"), labels["Yt"][: request.N_test]
-        points = learning_curve(solution, Y, request.curve_sizes, validation, test)
-        result = replace(result, learning_curve=tuple(points))
-    if request.variances or request.nngp is not None:
-        n_images = request.N_vali + request.N_test
-        kind, count = (
-            ("Posterior variances", n_operations_of_variances)
-            if request.nngp is None
-            else ("Variances of the trained ensemble", ensemble.n_operations)
-        )
-        say(f"{kind} of {n_images:,} images: about {_seconds(solution, n_images, count(len(Y), n_images))}.")
-        for name, kernel in _kernels(run, len(Y)).items():
-            n_rows = len(arrays[name])
-            if request.nngp is None:
-                found = posterior_variances(kernel, solution, n_rows)
-            else:
-                K, K_train = _kernels(request.nngp, len(Y))[name], StoredGram(request.nngp)
-                found, of_process = ensemble.ensemble_variances(kernel, K, K_train, solution, n_rows)
-                arrays[f"gaussian_process_variances_{name}"] = of_process
-            arrays[f"variances_{name}"] = found
-        result = replace(result, scores=_set_scores("", s, arrays))
-        if request.nngp is not None:
-            result = replace(
-                result,
-                gaussian_process_scores=_set_scores("gaussian_process_", s, arrays),
-                nngp_fingerprint=request.nngp.description().fingerprint,
-            )
-    if request.leave_one_out:
-        # Where leave-one-out chose the noise, its scores are known.
-        (known,) = (tried.leave_one_out for tried in result.noise_search if tried.noise == result.noise)
-        result = replace(result, leave_one_out=known or _left_out_scores(solution, Y, say))
-    if request.spectrum:
-        # Last, so that the factor needn't be there beside it.
-        del solution.factor
-        arrays["eigenvalues"] = spectrum.eigenvalues(StoredGram(run), len(Y))
-    return result
-
-
-def _left_out_scores(solution: Solution, Y: np.ndarray, say: Say) -> LeaveOneOutScores:
-    """The leave-one-out scores of a solution for targets Y, at its output scale."""
-    if isinstance(solution.factor, IterativeFactor):
-        say(f"Leave-one-out of {len(Y):,} images: about {_seconds(solution, len(Y), 0)}.")
-    left_out = leave_one_out(solution, Y)
-    density = left_out.log_predictive_density(Y, output_scale(Y, solution.alpha))
-    return LeaveOneOutScores(error_percent(left_out.means, Y.argmax(axis=1)), density)
-
-
-def _kernels(run: RunDirectory, N: int) -> dict[str, KernelMatrix]:
-    """The run's matrices between the validation and the test images and the first N training images."""
-    validation = ValidationKernel(StoredGram(run), StoredKernel(run, "Kxvx"), N)
-    return {"vali": validation, "test": StoredKernel(run, "Kxtx")}
-
-
-def _set_scores(kind: str, s: float, arrays: dict[str, np.ndarray]) -> SetScores:
-    """
-    The scores for the output scale s and the variances of a kind; their log probabilities go into ``arrays``.
-
-    :param kind: what the names of the arrays begin with.
-    """
-    found = {}
-    for name in ("vali", "test"):
-        log_p = log_probabilities(arrays[name], s * arrays[f"{kind}variances_{name}"])
-        arrays[f"{kind}log_probabilities_{name}"] = log_p
-        found[name] = scores(log_p, arrays[f"labels_{name}"])
-    return SetScores(**found)
 
 
 def _best(
@@ -401,7 +292,7 @@ def _best(
         left_out = None
         if request.noise_by == "loo":
             start = time.perf_counter()
-            left_out = _left_out_scores(solution, Y, say)
+            left_out = left_out_scores(solution, Y, say)
             times["leave_one_out"] += time.perf_counter() - start
         found[solution.noise] = means, NoiseTried(solution.noise, error, left_out)
         if len(request.noises) > 1:

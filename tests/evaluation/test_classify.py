@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnn_gp.errors import UserError
-from cnn_gp.evaluation import classify
+from cnn_gp.evaluation import classify, extras
 from cnn_gp.evaluation.classify import Request
 from cnn_gp.evaluation.metrics import output_scale
 from cnn_gp.evaluation.result_files import ResultFiles
@@ -48,7 +48,7 @@ def test_the_errors_come_first_only_where_no_result_is_there(run, tmp_path, monk
 
     files = ResultFiles(tmp_path / "results", "small")
     whole = found(run, files, variances=True)
-    monkeypatch.setattr(classify, "leave_one_out", stop)
+    monkeypatch.setattr(extras, "leave_one_out", stop)
     with pytest.raises(Stop):
         found(run, files, seen=files.content(), leave_one_out=True)
     assert files.read() == whole
@@ -104,8 +104,8 @@ def test_leave_one_out_chooses_the_noise(run, tmp_path, monkeypatch):
         np.testing.assert_array_equal(array, files.read_arrays(result)[name])
     # What chose it isn't computed again.
     calls = []
-    real = classify.leave_one_out
-    monkeypatch.setattr(classify, "leave_one_out", lambda *a: calls.append(a) or real(*a))
+    real = extras.leave_one_out
+    monkeypatch.setattr(extras, "leave_one_out", lambda *a: calls.append(a) or real(*a))
     again = found(run, files, seen=files.content(), noises=noises, noise_by="loo", leave_one_out=True)
     assert again.leave_one_out == expected[result.noise] and len(calls) == len(noises)
 
