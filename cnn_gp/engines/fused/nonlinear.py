@@ -236,11 +236,7 @@ def _variance_row(tile, place, y, target, source, n):
             # NaN where the variance overflows, for bounded functions too: their values would look right.
             overflow = v - v
             # A denormal variance counts as 0: the product of two reciprocals would overflow.
-            s = (
-                v
-                if keeps_variance
-                else where_less(v, splat(_TINY), zero, sqrt(v) if function == RELU else v) + overflow
-            )
+            s = v if keeps_variance else where_less(v, splat(_TINY), zero, sqrt(v) if function == RELU else v)
             if function == ERF:
                 r = splat(_SQRT_TWO) / sqrt(fma(splat(TWO), v, one)) + overflow
                 value = _erf(v, r * r, zero, polynomial)
