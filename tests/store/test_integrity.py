@@ -1,128 +1,20 @@
-"""Runs that were begun twice, mixed, moved, damaged around the parts, or are still worked for after their end."""
+"""Files that are damaged, mixed with another run's, moved, or can't be read."""
 
 import dataclasses
 import errno
 import json
 import os
-import shutil
 import stat
-import threading
 
 import h5py
 import numpy as np
 import pytest
 
-from cnn_gp.compute.worker import Worker, compute_part
 from cnn_gp.errors import UserError
 from cnn_gp.store import atomic
-from cnn_gp.store.kept_state import KeptState
 from cnn_gp.store.run_directory import RunDirectory
 from cnn_gp.store.sealed import read_sealed, seal
-from helpers.matrices import bytes_of
-from helpers.small_runs import NumpyEngine, begin, complete, compute, job_of, make_data, make_description
-
-# Two runs in one place ------------------------------------------------------------------------------------------------
-
-
-def test_of_many_that_begin_different_runs_at_once_one_begins(tmp_path):
-    data = make_data()
-    for attempt in range(20):
-        barrier = threading.Barrier(6)
-        begun, refused = [], []
-
-        def start(model, attempt=attempt, barrier=barrier, begun=begun, refused=refused):
-            description = make_description(data, model=model)
-            barrier.wait()
-            try:
-                RunDirectory(tmp_path, f"run_{attempt}").begin(description, data)
-                begun.append(model)
-            except UserError as error:
-                assert "holds another run (model is" in str(error)
-                refused.append(model)
-
-        threads = [threading.Thread(target=start, args=(f"m{i % 3}",)) for i in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(set(begun)) == 1 and len(begun) == 2 and len(refused) == 4
-        assert RunDirectory(tmp_path, f"run_{attempt}").description().model == begun[0]
-
-
-def test_a_worker_of_another_kernel_than_the_runs_is_refused(tmp_path):
-    """As a program that lost the race to begin a run: its engine computes another kernel than the run's."""
-    run = begin(tmp_path, make_data())
-    job = job_of(run, lambda device: NumpyEngine())
-    with pytest.raises(UserError, match="was deleted and begun by another program meanwhile"):
-        Worker(dataclasses.replace(job, run_id="0" * 32), "cpu")
-
-
-def test_a_process_that_stays_computes_a_run_that_was_begun_anew(tmp_path):
-    """As a Dask worker does, which keeps its engine from one part to the next."""
-    for changes in ({}, {}, {"model": "resnet_gp"}):
-        run = begin(tmp_path, make_data(), **changes)
-        assert compute_part(job_of(run, lambda device: NumpyEngine()), "cpu", "Kxx_0000", print).status == "computed"
-        shutil.rmtree(run.folder)
-
-
-def test_a_worker_of_a_run_that_was_begun_anew_writes_nothing(tmp_path):
-    data = make_data()
-    run = begin(tmp_path, data)
-    forgotten = Worker(job_of(run, lambda device: NumpyEngine()), "cpu")
-    shutil.rmtree(run.folder)
-    with pytest.raises(UserError, match="was deleted or begun anew while"):
-        forgotten.compute("Kxx_0000")
-    for changes in ({}, {"model": "resnet_gp"}):
-        successor = complete(tmp_path, data, **changes)
-        expected = bytes_of(successor.folder)
-        (successor.folder / "Kxx_0000.h5").unlink()
-        with pytest.raises(UserError, match="was deleted or begun anew while"):
-            forgotten.compute("Kxx_0000")
-        compute(successor)
-        assert bytes_of(successor.folder) == expected
-        shutil.rmtree(run.folder)
-
-
-def test_a_worker_of_a_run_whose_tiles_were_deleted_puts_none_back(tmp_path):
-    run = complete(tmp_path, make_data())
-    worker = Worker(job_of(run, lambda device: NumpyEngine()), "cpu")
-    RunDirectory(tmp_path, "small").delete_parts()
-    with pytest.raises(UserError, match="was deleted or begun anew while"):
-        worker.compute("Kxx_0000")
-    assert not list(run.folder.glob("K*"))
-
-
-def test_a_run_that_was_begun_anew_keeps_its_tiles_from_who_deletes_the_old_ones(tmp_path):
-    """As --nokeep_tiles at the end of hours."""
-    data = make_data()
-    old = complete(tmp_path, data)
-    shutil.rmtree(old.folder)
-    successor = complete(tmp_path, data, model="resnet_gp")
-    expected = bytes_of(successor.folder)
-    with pytest.raises(UserError, match="was deleted or begun anew while"):
-        old.delete_parts()
-    assert bytes_of(successor.folder) == expected and successor.view_path.exists()
-
-
-def test_a_worker_of_a_deleted_run_makes_no_folder(tmp_path):
-    run = begin(tmp_path, make_data())
-    job = job_of(run, lambda device: NumpyEngine())
-    shutil.rmtree(run.folder)
-    with pytest.raises(UserError, match="There is no run small"):
-        Worker(job, "cpu")
-    assert not run.folder.exists()
-
-
-def test_with_the_tiles_all_that_was_kept_on_their_way_is_deleted(tmp_path):
-    run = complete(tmp_path, make_data())
-    part = run.description().tiling.parts()[0]
-    row = part.rows[0]
-    run.kept_rows.keep(part, row, np.ones(row.shape), None, "numpy")
-    KeptState(run, "solve_of_something").save({"X": np.ones(3)})
-    (run.claims_folder / f"{part.name}.claim").touch()
-    run.delete_parts()
-    assert {path.name for path in run.folder.iterdir()} == {"run.jsonl", "images.h5"}
-
+from helpers.small_runs import NumpyEngine, begin, complete, compute, make_data
 
 # Images and labels ----------------------------------------------------------------------------------------------------
 
@@ -306,6 +198,15 @@ def test_tiles_that_vanish_under_a_reader_are_one_line(tmp_path):
             read()
 
 
+def test_another_programs_seal_is_no_proof(tmp_path):
+    """A part is one of this run only with this run's fingerprint."""
+    run = complete(tmp_path, make_data())
+    path = run.folder / "Kxx_0000.h5"
+    content, found = read_sealed(path, None)
+    path.write_bytes(seal(content, path.name, "0" * 64, found.about))
+    assert run.parts.missing()[1] == {"Kxx_0000": "it belongs to another run"}
+
+
 # The view -------------------------------------------------------------------------------------------------------------
 
 
@@ -394,70 +295,3 @@ def test_new_folders_are_flushed_in_their_parents(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "flush_folder", flushed.append)
     atomic.write_atomically(tmp_path / "a" / "b" / "c", "x")
     assert set(flushed) == {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}
-
-
-# Runs of version 0.1 --------------------------------------------------------------------------------------------------
-
-
-def as_version_0_1(run):
-    """Make a run's directory what version 0.1 would have written."""
-    description = run.description()
-    for path in run.folder.glob("K*.h5"):
-        content, found = read_sealed(path, None)
-        path.write_bytes(content)
-        with h5py.File(path, "r+") as file:
-            file.attrs["fingerprint"] = description.fingerprint
-            file.attrs["provenance"] = json.dumps(found.about["provenance"])
-    with h5py.File(run.folder / "run.h5", "w") as file:
-        file.attrs["description"] = description.to_json()
-        for name, values in run.labels().items():
-            file[name] = values
-    images = run.folder / "images.h5"
-    images.write_bytes(read_sealed(images, None)[0])
-    (run.folder / "run.jsonl").unlink()
-
-
-def test_a_run_of_version_0_1_is_sealed_and_nothing_is_computed_again(tmp_path):
-    data = make_data()
-    run = complete(tmp_path, data)
-    expected, provenance = bytes_of(run.folder), run.parts.provenance()
-    as_version_0_1(run)
-    with pytest.raises(UserError, match=r"was written by cnn_gp 0.1, .*: start save_kernels.py once"):
-        RunDirectory(tmp_path, "small").description()
-    with pytest.raises(UserError, match=r"holds another run \(model is .convnet_gp. there and .resnet_gp. asked for"):
-        begin(tmp_path, data, model="resnet_gp")
-    path = run.folder / "Kxvx_0000.h5"
-    path.write_bytes(path.read_bytes()[:-50])
-    engine = NumpyEngine()
-    run = begin(tmp_path, data)
-    assert not (run.folder / "run.h5").exists()
-    compute(run, engine)
-    assert engine.calls == 1
-    assert bytes_of(run.folder) == expected and run.parts.missing(verify=True) == ([], {})
-    assert [p for p in run.parts.provenance() if p] != [] and len(run.parts.provenance()) == len(provenance)
-    run.check_data()
-
-
-def test_an_old_part_that_the_disk_cannot_read_is_not_given_up(tmp_path, monkeypatch):
-    run = complete(tmp_path, make_data())
-    as_version_0_1(run)
-
-    def fails(*arguments):
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("cnn_gp.store.upgrade.read_seal", fails)
-        with pytest.raises(UserError, match=r"Kxx_0000.h5 can't be read \(Input/output error\)"):
-            begin(tmp_path, make_data())
-    engine = NumpyEngine()
-    compute(begin(tmp_path, make_data()), engine)
-    assert engine.calls == 0
-
-
-def test_another_programs_seal_is_no_proof(tmp_path):
-    """A part is one of this run only with this run's fingerprint."""
-    run = complete(tmp_path, make_data())
-    path = run.folder / "Kxx_0000.h5"
-    content, found = read_sealed(path, None)
-    path.write_bytes(seal(content, path.name, "0" * 64, found.about))
-    assert run.parts.missing()[1] == {"Kxx_0000": "it belongs to another run"}
