@@ -7,13 +7,17 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("cnn_gp", "tensorflow", "gpflow", "numpy", "scipy", "h5py", "numba")
+from ._version import __version__
+
+_PACKAGES = ("tensorflow", "gpflow", "numpy", "scipy", "h5py", "numba")
 
 
 @functools.cache
 def software() -> dict[str, str]:
     """The versions of what computes, this package's commit where it runs from a checkout, and the machine."""
     return {
+        # The code's own: what is installed may be older than the checkout that runs.
+        "cnn_gp": __version__,
         **{package: _version(package) for package in _PACKAGES},
         "commit": _commit(),
         "python": platform.python_version(),
