@@ -34,7 +34,7 @@ def learning_curves(results: Sequence[Result]) -> Figure:
                 color=f"C{networks.index(network(r))}",
                 label=label(r.run),
             )
-        axes.set(xscale="log", xlabel="training images", title=f"{name} images")
+        axes.set(xscale="log", xlabel="training images", title=f"{name} images{_of_data_set(results)}")
         ticks = sorted({point.N_train for r in results for point in r.learning_curve or ()})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=60, ha="right", rotation_mode="anchor")
         axes.minorticks_off()
@@ -72,7 +72,7 @@ def by_pool(results: Sequence[Result]) -> Figure | None:
     axes.set_xticks(range(len(pools)), [_in_words(pool) for pool in pools])
     axes.set(xlabel="average pool before the readout, pixels on a side", ylabel="error in %")
     if len(sizes) == 1:
-        axes.set_title(f"{sizes.pop():,} training images", fontsize="medium")
+        axes.set_title(f"{sizes.pop():,} training images{_of_data_set(shown)}", fontsize="medium")
     scale_errors(axes, [error for r in shown for error in (r.test_error, r.validation_error)])
     axes.grid(alpha=0.3)
     axes.plot([], [], "o-", color="0.4", ms=4, label="test")
@@ -84,6 +84,12 @@ def by_pool(results: Sequence[Result]) -> Figure | None:
 def network(result: Result) -> str:
     """A run's name without its pool: the same of the runs of a network that differ by it."""
     return re.sub(r"_pool_?(\d+|global)", "", result.run)
+
+
+def _of_data_set(results: Iterable[Result]) -> str:
+    """ " of mnist" where all are of that data set."""
+    found = {r.dataset for r in results}
+    return f" of {found.pop()}" if len(found) == 1 else ""
 
 
 def _pool(result: Result) -> int | str | None:

@@ -104,6 +104,16 @@ def test_errors_against_the_pool(results):
     assert comparison_figures.by_pool([r for r in results if r.model == "myrtle5"]) is None
 
 
+def test_the_titles_name_the_data_set_that_all_are_of(results):
+    (axes,) = comparison_figures.by_pool(results).axes
+    assert axes.get_title() == f"20,000 training images of {PLAIN.dataset}"
+    mixed = [replace(results[0], dataset="another"), *results[1:]]
+    (axes,) = comparison_figures.by_pool(mixed).axes
+    assert axes.get_title() == "20,000 training images"
+    titles = [axes.get_title() for axes in comparison_figures.learning_curves(results).axes]
+    assert titles == [f"{name} images of {PLAIN.dataset}" for name in ("test", "validation")]
+
+
 def test_the_page_shows_both(results, tmp_path):
     for r in results:
         ResultFiles(tmp_path, r.run).write(r, {}, None)
