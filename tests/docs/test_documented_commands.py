@@ -33,6 +33,11 @@ NOT_RUN = {
     ("docs/reproduction.md", "DATASET=mnist"): "an hour; tests/scripts runs run_all_experiments.bash at a small size",
     ("docs/reproduction.md", "python scripts/plot_convergence.py"): "half an hour; tests/report runs it small",
     ("docs/reproduction.md", "python results/shifted_copies"): "needs MNIST, 25 GB of disk and two hours",
+    (
+        "docs/beyond_the_paper.md",
+        "DATASET=",
+    ): "an hour; tests/scripts runs run_all_experiments.bash at a small size",
+    ("docs/beyond_the_paper.md", "python scripts/classify_gp.py"): "needs such a run; docs/usage.md has the same flags",
     ("benchmarks/README.md", "python benchmarks/kernel_entries.py"): "times for minutes what other tests run",
     ("benchmarks/README.md", "python3.11 -m venv"): "downloads from a package index",
     ("benchmarks/README.md", "python benchmarks/conjugate_gradients.py"): "needs a stored run of 8,000 images",

@@ -55,6 +55,13 @@ def blocks(document: str) -> list[Block]:
     return [Block(language, body, prints or "") for language, body, prints in _FENCE.findall(text)]
 
 
+def table(text: str, heading: str) -> dict[str, list[str]]:
+    """The cells of the first table after a heading, row by row, by the name in back quotes of each row."""
+    lines = text.split(heading)[1].split("\n\n|")[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {re.search("`(.*?)`", " ".join(row))[1]: row for row in rows}
+
+
 def flags_of(script: Path) -> set[str]:
     """The names of the flags that a script takes, absl's own left out."""
     text = script.read_text()

@@ -13,6 +13,7 @@ from cnn_gp.evaluation.result_files import ResultFiles, read_all
 from cnn_gp.evaluation.tables import to_csv, to_markdown
 from cnn_gp.kernels.architectures import PAPER_ERRORS
 from cnn_gp.kernels.random_search import SEARCH_SEEDS, shrunk_seeds
+from helpers.documents import table
 from helpers.paths import ROOT
 
 RESULTS = ROOT / "results" / "mnist"
@@ -20,13 +21,6 @@ RESULTS = ROOT / "results" / "mnist"
 
 def stored(model):
     return json.loads((RESULTS / f"{model}.json").read_text())
-
-
-def table(text, heading):
-    """The cells of the first table after a heading, by the name in back quotes of each line."""
-    lines = text.split(heading)[1].split("\n\n|")[1].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return {re.search("`(.*?)`", " ".join(row))[1]: row for row in rows}
 
 
 @pytest.mark.parametrize("model", PAPER_ERRORS)

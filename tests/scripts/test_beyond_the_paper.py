@@ -1,0 +1,88 @@
+"""What docs/beyond_the_paper.md says of the results is what results/ holds."""
+
+import json
+
+import pytest
+
+from cnn_gp.kernels.architectures import build_kernel
+from helpers.documents import table
+from helpers.paths import ROOT
+
+POOLING = ROOT / "results" / "pooling"
+#: The page's headings of the data sets.
+DATA_SETS = {"mnist": "MNIST"}
+
+
+def section(heading, data_set):
+    """The page's text from a heading of the second level, then one of a data set, on."""
+    text = (ROOT / "docs" / "beyond_the_paper.md").read_text()
+    return text.split(f"\n## {heading}\n")[1].split(f"\n### {DATA_SETS[data_set]}")[1]
+
+
+def stored(folder):
+    """The results of a folder by their runs."""
+    return {path.stem: json.loads(path.read_text()) for path in POOLING.joinpath(folder).glob("*.json")}
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_the_errors_with_pools_are_what_is_stored(data_set):
+    results = stored(data_set)
+    rows = table(section("Average pooling", data_set), "images\n")
+    assert rows.keys() == results.keys()
+    for name, r in results.items():
+        assert (r["N_train"], r["N_vali"], r["N_test"], r["noise"], r["jitter"]) == (1000, 1000, 1000, 0, 0)
+        scores = r["scores"]["test"]
+        likelihood = r["scaled_log_marginal_likelihood"] / r["N_train"] / 10
+        expected = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
+        keys = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
+        expected += [f"{scores[key]:.3f}" for key in keys] + [f"{likelihood:.3f}"]
+        assert rows[name][1:] == expected
+    # As the page says, the marginal likelihood orders them as the validation error does.
+    by_error = sorted(results, key=lambda name: results[name]["validation_error"])
+    assert by_error == sorted(results, key=lambda name: -results[name]["scaled_log_marginal_likelihood"])
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_the_learning_curves_with_pools_are_what_is_stored(data_set):
+    rows = table(section("Average pooling", data_set), "N_train images")
+    for name, r in stored(data_set).items():
+        assert [point["N_train"] for point in r["learning_curve"]] == [100, 200, 500, 1000]
+        assert rows[name][1:] == [f"{point['test_error']:.2f}" for point in r["learning_curve"]]
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_the_noises_are_what_is_stored(data_set):
+    results = stored(f"{data_set}_noise")
+    rows = table(section("Noise chosen by leave-one-out", data_set), "images\n")
+    assert rows.keys() == results.keys() == stored(data_set).keys()
+    for name, r in results.items():
+        assert [one["noise"] for one in r["noise_search"]] == [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+        densities = [one["leave_one_out"]["log_predictive_density"] / r["N_train"] for one in r["noise_search"]]
+        errors = [one["validation_error"] for one in r["noise_search"]]
+        told = [f"{density:.3f} ({error:.2f})" for density, error in zip(densities, errors, strict=True)]
+        assert rows[name][1:] == [*told, f"{r['noise']:g}"]
+
+
+def test_the_costs_are_what_is_stored():
+    rows = table((ROOT / "docs" / "beyond_the_paper.md").read_text(), "## What it costs")
+    results = stored("mnist")
+    assert rows.keys() == results.keys()
+    for name, r in results.items():
+        pool = name.partition("_pool_")[2]
+        kernel = build_kernel("convnet_gp", (1, 28, 28), pool=int(pool) if pool else None)
+        assert rows[name][1:] == [f"{kernel.n_covariances:,}", f"{r['times']['kernel']:.0f}"]
+
+
+def test_what_the_readme_says_of_pools_is_what_is_stored():
+    results = stored("mnist")
+    best = min(results.values(), key=lambda r: r["validation_error"])
+    assert best is results["convnet_gp_pool_7"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    without = results["convnet_gp"]
+    assert f"test images from {without['test_error']:.2f} to {best['test_error']:.2f} %" in readme
+    page = " ".join((ROOT / "docs" / "beyond_the_paper.md").read_text().split())
+    assert (
+        "Of the 73 test images that the kernel without a pool gets wrong, the one with a pool of 7 gets 46 right; 4"
+        in page
+    )
+    assert [round(10 * r["test_error"]) for r in (without, best)] == [73, 73 - 46 + 4]
