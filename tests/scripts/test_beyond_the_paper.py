@@ -10,7 +10,7 @@ from helpers.paths import ROOT
 
 POOLING = ROOT / "results" / "pooling"
 #: The page's headings of the data sets.
-DATA_SETS = {"mnist": "MNIST"}
+DATA_SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
 
 def section(heading, data_set):
@@ -24,19 +24,26 @@ def stored(folder):
     return {path.stem: json.loads(path.read_text()) for path in POOLING.joinpath(folder).glob("*.json")}
 
 
+def assert_errors_are_told(rows, results):
+    """The rows of a table of errors and class probabilities."""
+    assert rows.keys() == results.keys()
+    for name, r in results.items():
+        assert (r["N_train"], r["N_vali"], r["N_test"], r["jitter"]) == (1000, 1000, 1000, 0)
+        scores = r["scores"]["test"]
+        expected = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
+        for key in ("negative_log_likelihood", "brier_score", "expected_calibration_error"):
+            expected.append(f"{scores[key]:.3f}")
+        expected.append(f"{r['scaled_log_marginal_likelihood'] / r['N_train'] / 10:.3f}")
+        assert rows[name][1:] == expected
+
+
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_the_errors_with_pools_are_what_is_stored(data_set):
     results = stored(data_set)
-    rows = table(section("Average pooling", data_set), "images\n")
-    assert rows.keys() == results.keys()
-    for name, r in results.items():
-        assert (r["N_train"], r["N_vali"], r["N_test"], r["noise"], r["jitter"]) == (1000, 1000, 1000, 0, 0)
-        scores = r["scores"]["test"]
-        likelihood = r["scaled_log_marginal_likelihood"] / r["N_train"] / 10
-        expected = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
-        keys = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
-        expected += [f"{scores[key]:.3f}" for key in keys] + [f"{likelihood:.3f}"]
-        assert rows[name][1:] == expected
+    assert {r["noise"] for r in results.values()} == {0}
+    assert_errors_are_told(table(section("Average pooling", data_set), "training images"), results)
+    if data_set != "mnist":
+        return
     # As the page says, the marginal likelihood orders them as the validation error does.
     by_error = sorted(results, key=lambda name: results[name]["validation_error"])
     assert by_error == sorted(results, key=lambda name: -results[name]["scaled_log_marginal_likelihood"])
@@ -52,15 +59,20 @@ def test_the_learning_curves_with_pools_are_what_is_stored(data_set):
 
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_the_noises_are_what_is_stored(data_set):
-    results = stored(f"{data_set}_noise")
-    rows = table(section("Noise chosen by leave-one-out", data_set), "images\n")
-    assert rows.keys() == results.keys() == stored(data_set).keys()
+    results, without = stored(f"{data_set}_noise"), stored(data_set)
+    rows = table(section("Noise chosen by leave-one-out", data_set), "training images")
+    assert rows.keys() == results.keys() == without.keys()
     for name, r in results.items():
         assert [one["noise"] for one in r["noise_search"]] == [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
         densities = [one["leave_one_out"]["log_predictive_density"] / r["N_train"] for one in r["noise_search"]]
         errors = [one["validation_error"] for one in r["noise_search"]]
         told = [f"{density:.3f} ({error:.2f})" for density, error in zip(densities, errors, strict=True)]
-        assert rows[name][1:] == [*told, f"{r['noise']:g}"]
+        assert rows[name][1:] == [*told, f"{r['noise']:g}", *(f"{one['test_error']:.2f}" for one in (without[name], r))]
+
+
+def test_the_class_probabilities_with_noise_are_what_is_stored():
+    text = section("Noise chosen by leave-one-out", "fashion_mnist")
+    assert_errors_are_told(table(text, "The class probabilities at the chosen noise"), stored("fashion_mnist_noise"))
 
 
 def test_the_costs_are_what_is_stored():
