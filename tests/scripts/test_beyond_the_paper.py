@@ -75,6 +75,20 @@ def test_the_class_probabilities_with_noise_are_what_is_stored():
     assert_errors_are_told(table(text, "The class probabilities at the chosen noise"), stored("fashion_mnist_noise"))
 
 
+def test_what_is_said_of_other_images_is_what_is_stored():
+    rows = table((ROOT / "docs" / "beyond_the_paper.md").read_text(), "## When not to trust a prediction")
+    without, pooled = (
+        json.loads((POOLING / "mnist" / "out_of_distribution" / f"{name}.json").read_text())["sets"]
+        for name in ("convnet_gp", "convnet_gp_pool_5")
+    )
+    assert list(rows) == [one["name"] for one in without] == [one["name"] for one in pooled]
+    digits = {"error": 1, "mean_entropy": 2, "auroc_entropy": 3, "auroc_relative_variance": 3}
+    for pair in zip(without, pooled, strict=True):
+        expected = ["" if one.get(key) is None else f"{one[key]:.{n}f}" for key, n in digits.items() for one in pair]
+        assert rows[pair[0]["name"]][1:] == expected
+    assert all(one["auroc_relative_variance"] > one["auroc_entropy"] for one in pooled[1:])
+
+
 def test_the_costs_are_what_is_stored():
     rows = table((ROOT / "docs" / "beyond_the_paper.md").read_text(), "## What it costs")
     results = stored("mnist")

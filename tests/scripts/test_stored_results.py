@@ -9,6 +9,7 @@ import pytest
 
 from cnn_gp.evaluation import search_table
 from cnn_gp.evaluation.errors_table import errors_table
+from cnn_gp.evaluation.out_of_distribution import Files
 from cnn_gp.evaluation.result_files import ResultFiles, read_all
 from cnn_gp.evaluation.tables import to_csv, to_markdown
 from cnn_gp.kernels.architectures import PAPER_ERRORS
@@ -17,6 +18,8 @@ from helpers.documents import table
 from helpers.paths import ROOT
 
 RESULTS = ROOT / "results" / "mnist"
+#: The folders of what isn't a run's result, and the scripts that write them.
+MADE_BY = {"convergence": "plot_convergence", "out_of_distribution": "out_of_distribution"}
 
 
 def stored(model):
@@ -118,15 +121,15 @@ def test_the_docs_table_of_shifted_copies_is_what_is_stored():
 def test_every_result_names_what_made_it():
     for path in (ROOT / "results").rglob("*.json"):
         result = json.loads(path.read_text())
-        drawn = path.parent.name == "convergence"
-        assert result["command"].startswith(f"python scripts/{'plot_convergence' if drawn else 'classify_gp'}.py")
+        script = MADE_BY.get(path.parent.name, "classify_gp")
+        assert result["command"].startswith(f"python scripts/{script}.py")
         for record in (result["versions"], *result.get("kernel_computed_by", ())):
             assert re.fullmatch("[0-9a-f]{12}", record["commit"]), (path, record["commit"])
             assert record["processor"] and record["python"]
-        assert drawn or result["relative_residual"] < (1e-8 if result.get("solver") == "cg" else 1e-9)
+        assert script != "classify_gp" or result["relative_residual"] < (1e-8 if result.get("solver") == "cg" else 1e-9)
 
 
-RUNS = [path for path in sorted((ROOT / "results").rglob("*.json")) if path.parent.name != "convergence"]
+RUNS = [path for path in sorted((ROOT / "results").rglob("*.json")) if path.parent.name not in MADE_BY]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -145,6 +148,18 @@ def test_every_result_is_read_and_written_back(path):
         curve_path = path.with_name(f"{path.stem}_learning_curve.csv")
         if curve_path.exists():
             assert to_csv(map(vars, result.learning_curve)).encode() == curve_path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results").rglob("out_of_distribution/*.json")), ids=lambda path: path.stem
+)
+def test_every_out_of_distribution_file_is_read_and_is_of_its_result(path):
+    folder = path.parent.parent
+    found = Files(folder, path.stem).read()
+    assert found.is_of(ResultFiles(folder, path.stem).read())
+    assert found.to_json() == path.read_text()
+    assert found.to_csv().encode() == path.with_suffix(".csv").read_bytes()
+    assert found.rejection_csv().encode() == path.with_name(f"{path.stem}_rejection.csv").read_bytes()
 
 
 def test_the_searchs_csv_is_what_is_stored():
