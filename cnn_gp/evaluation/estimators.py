@@ -139,9 +139,10 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
         return self.classes_[means.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The probabilities [N, classes] that a class's latent value is the largest."""
+        """The probabilities [N, classes] that a class's target, with the observation noise, is the largest."""
         means, variances = self._posterior(X, variances=True)
-        return np.exp(log_probabilities(means, self._output_scale(self._solution.alpha) * variances))
+        of_targets = self._output_scale(self._solution.alpha) * (variances + self._solution.noise_variance)
+        return np.exp(log_probabilities(means, of_targets))
 
     @property
     def loo_predictions_(self) -> np.ndarray:

@@ -69,11 +69,14 @@ def with_extras(
                 found, of_process = ensemble.ensemble_variances(kernel, K, K_train, solution, n_rows)
                 arrays[f"gaussian_process_variances_{name}"] = of_process
             arrays[f"variances_{name}"] = found
-        result = replace(result, scores=_set_scores("", s, arrays))
-        if request.nngp is not None:
+        if request.nngp is None:
+            result = replace(result, scores=_set_scores("", s, solution.noise_variance, arrays))
+        else:
+            # The noise regularises the ensemble's networks; their outputs have none.
             result = replace(
                 result,
-                gaussian_process_scores=_set_scores("gaussian_process_", s, arrays),
+                scores=_set_scores("", s, 0.0, arrays),
+                gaussian_process_scores=_set_scores("gaussian_process_", s, solution.noise_variance, arrays),
                 nngp_fingerprint=request.nngp.description().fingerprint,
             )
     if request.leave_one_out:
@@ -102,7 +105,7 @@ def _kernels(run: RunDirectory, N: int) -> dict[str, KernelMatrix]:
     return {"vali": validation, "test": StoredKernel(run, "Kxtx")}
 
 
-def _set_scores(kind: str, s: float, arrays: dict[str, np.ndarray]) -> SetScores:
+def _set_scores(kind: str, s: float, noise_variance: float, arrays: dict[str, np.ndarray]) -> SetScores:
     """
     The scores for the output scale s and the variances of a kind; their log probabilities go into ``arrays``.
 
@@ -110,7 +113,7 @@ def _set_scores(kind: str, s: float, arrays: dict[str, np.ndarray]) -> SetScores
     """
     found = {}
     for name in ("vali", "test"):
-        log_p = log_probabilities(arrays[name], s * arrays[f"{kind}variances_{name}"])
+        log_p = log_probabilities(arrays[name], s * (arrays[f"{kind}variances_{name}"] + noise_variance))
         arrays[f"{kind}log_probabilities_{name}"] = log_p
         found[name] = scores(log_p, arrays[f"labels_{name}"])
     return SetScores(**found)

@@ -1,8 +1,9 @@
 """
 Class probabilities from the regression's independent Gaussians, and how good they are.
 
-Every class has a latent function with its own posterior mean and, as all share the kernel, one variance. An image is of
-the class whose latent value is the largest; its probability is a one-dimensional integral.
+Every class has a target, its latent function with the observation noise, with its own posterior mean and, as all share
+the kernel, one variance. An image is of the class whose target is the largest; its probability is a one-dimensional
+integral.
 """
 
 from dataclasses import dataclass
@@ -44,12 +45,12 @@ def scaled_log_marginal_likelihood(Y: np.ndarray, scale: float, log_determinant:
 
 def log_probabilities(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """
-    The logarithms [N, C] of the probabilities that a class's latent value is the largest.
+    The logarithms [N, C] of the probabilities that a class's target is the largest.
 
     P(c) = integral phi(z) prod_{k != c} Phi((m_c - m_k) / s + z) dz, by Gauss-Hermite quadrature around the integrand's
     largest value, which for an improbable class is far from 0; normalised.
 
-    :param means: [N, C]; ``variances``: [N], of each image, the same for its classes.
+    :param means: [N, C]; ``variances``: [N], of each image, with the observation noise, the same for its classes.
     :raises UserError: where the shapes don't fit.
     """
     if len(means) != len(variances) or means.ndim != 2:

@@ -77,6 +77,7 @@ class RejectionPoint:
     rejected: int
     accuracy_by_entropy: float
     accuracy_by_variance: float
+    accuracy_by_relative_variance: float
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,9 @@ class Posteriors:
     def uncertainties(self, images: Images) -> Uncertainties:
         """At a set of images."""
         means, variances, prior = self._posterior(images)
-        scaled = self._result.output_scale * variances
-        return Uncertainties(log_probabilities(means, scaled), scaled, variances / np.maximum(prior, _TINY))
+        s, noise_variance = self._result.output_scale, self._result.noise * self._result.mean_diagonal
+        log_p = log_probabilities(means, s * (variances + noise_variance))
+        return Uncertainties(log_p, s * variances, variances / np.maximum(prior, _TINY))
 
     def missing(self, sets: Sequence[Images]) -> tuple[int, int]:
         """How many images' posteriors are to be computed for these sets, and how many kernel entries for them."""
@@ -316,7 +318,7 @@ def table(runs: Mapping[str, OutOfDistribution]) -> Table:
 
 
 def _detection(images: Images, found: Uncertainties, test: Images, of_test: Uncertainties) -> Detection:
-    log_p, variances, _ = found
+    log_p, variances, relative_variances = found
     assert test.labels is not None
     values: dict[str, float] = {}
     if images is not test:
@@ -324,7 +326,7 @@ def _detection(images: Images, found: Uncertainties, test: Images, of_test: Unce
         for score, numbers in {
             "entropy": (entropy(of_test.log_p), entropy(log_p)),
             "variance": (of_test.variances, variances),
-            "relative_variance": (of_test.relative_variances, found.relative_variances),
+            "relative_variance": (of_test.relative_variances, relative_variances),
         }.items():
             values[f"auroc_{score}"] = float(roc_auc_score(is_other, np.concatenate(numbers)))
     if images.labels is not None:
@@ -332,11 +334,12 @@ def _detection(images: Images, found: Uncertainties, test: Images, of_test: Unce
         values["error"] = error_percent(log_p, images.labels)
         values["negative_log_likelihood"] = of_labels.negative_log_likelihood
         values["expected_calibration_error"] = of_labels.expected_calibration_error
-        rejected = _rejection(entropy(log_p), variances, log_p.argmax(axis=1) != images.labels)
+        wrong = log_p.argmax(axis=1) != images.labels
+        rejected = _rejection(wrong, entropy(log_p), variances, relative_variances)
     else:
         wrong = np.r_[of_test.log_p.argmax(axis=1) != test.labels, np.ones(len(log_p), bool)]
-        log_p_together = np.concatenate([of_test.log_p, log_p])
-        rejected = _rejection(entropy(log_p_together), np.concatenate([of_test.variances, variances]), wrong)
+        together = [np.concatenate(pair) for pair in zip(of_test, found, strict=True)]
+        rejected = _rejection(wrong, entropy(together[0]), *together[1:])
     return Detection(
         images.name,
         images.kind,
@@ -349,7 +352,10 @@ def _detection(images: Images, found: Uncertainties, test: Images, of_test: Unce
     )
 
 
-def _rejection(entropies: np.ndarray, variances: np.ndarray, wrong: np.ndarray) -> tuple[RejectionPoint, ...]:
-    accuracies = [100 - rejection(-score, wrong)[1] for score in (entropies, variances)]
+def _rejection(wrong: np.ndarray, *scores: np.ndarray) -> tuple[RejectionPoint, ...]:
+    """
+    :param wrong: [N]; ``scores``: [N] each, in the order of :class:`RejectionPoint`; the largest are rejected first.
+    """
+    accuracies = [100 - rejection(-score, wrong)[1] for score in scores]
     places = {share: share * len(wrong) // 100 for share in REJECTED}
     return tuple(RejectionPoint(share, *(float(a[place]) for a in accuracies)) for share, place in places.items())

@@ -71,6 +71,11 @@ class Solution:
         return (self.noise + self.jitter) * self.mean_diagonal
 
     @property
+    def noise_variance(self) -> float:
+        """Of the observations, at the kernel's scale."""
+        return self.noise * self.mean_diagonal
+
+    @property
     def log_determinant(self) -> float:
         """Of the system's matrix; without a factor an estimate, which takes many products when it is first needed."""
         return self.factor.log_determinant()

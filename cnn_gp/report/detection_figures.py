@@ -54,7 +54,7 @@ def aurocs(runs: Mapping[str, OutOfDistribution]) -> Figure:
         low, _ = row[0].get_ylim()
         row[0].set_ylim(min(low, 0.45), 1.02)
         for axes in row:
-            axes.axhline(0.5, color="0.6", lw=0.8)
+            axes.axhline(0.5, color="0.6", lw=0.8, label="chance")
     grid[-1, 0].set_ylim(0, 103)
     figure.legend(*_all_labels(grid[0]), fontsize="small", loc="outside right upper")
     return figure
@@ -63,7 +63,7 @@ def aurocs(runs: Mapping[str, OutOfDistribution]) -> Figure:
 def accuracies(found: OutOfDistribution) -> Figure:
     """Accuracy among the images kept against the share rejected: a column for each kind, a row for each score."""
     kinds = _kinds(found.sets)
-    scores = {"accuracy_by_entropy": "by entropy", "accuracy_by_variance": "by posterior variance"}
+    scores = {"accuracy_by_entropy": "by entropy", "accuracy_by_relative_variance": "by variance / prior variance"}
     figure = Figure(figsize=(1.0 + 2.7 * len(kinds), 5.4), layout="constrained")
     grid = figure.subplots(len(scores), len(kinds), squeeze=False, sharex=True, sharey=True)
     (test,) = [s for s in found.sets if s.kind == TEST]
@@ -82,7 +82,7 @@ def accuracies(found: OutOfDistribution) -> Figure:
                     label="test images" if s is test else label(named),
                 )
             axes.grid(alpha=0.3)
-        column[0].set_title("with as many test images" if kind == OTHER else _UNITS[kind], fontsize="medium")
+        column[0].set_title("test and other images together" if kind == OTHER else _UNITS[kind], fontsize="medium")
         column[-1].set_xlabel("rejected in %")
         column[-1].legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=3)
     for axes, name in zip(grid[:, 0], scores.values(), strict=True):

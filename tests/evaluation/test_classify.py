@@ -115,3 +115,16 @@ def test_leave_one_out_chooses_among_several():
         UserError, match=r"--noise_by=loo chooses among several noises, and --noise is 0\.1: give several"
     ):
         Request(23, 9, 7, noises=(0.1,), noise_by="loo")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_class_probability_is_that_its_noisy_target_is_the_largest(run, tmp_path, noise):
+    """By drawing targets, the latent values and the noise, at the output scale."""
+    files = ResultFiles(tmp_path / "results", "small")
+    result = found(run, files, noises=(noise,), variances=True)
+    arrays = files.read_arrays(result)
+    # The kernel's diagonal is 2.
+    variances = result.output_scale * (arrays["variances_test"] + 2 * noise)
+    drawn = np.random.default_rng(0).normal(arrays["test"], np.sqrt(variances)[:, None], size=(40_000, 7, 3))
+    shares = (drawn.argmax(axis=-1)[..., None] == np.arange(3)).mean(axis=0)
+    np.testing.assert_allclose(np.exp(arrays["log_probabilities_test"]), shares, atol=0.01)

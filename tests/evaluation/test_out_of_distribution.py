@@ -53,7 +53,8 @@ def expected(run, result, X):
     K_x = engine.matrix(X, training)
     variances = 2 - np.einsum("ij,ji->i", K_x, np.linalg.solve(K, K_x.T))
     scaled = result.output_scale * variances
-    return log_probabilities(K_x @ np.linalg.solve(K, Y), scaled), scaled, variances / 2
+    log_p = log_probabilities(K_x @ np.linalg.solve(K, Y), scaled + result.output_scale * 2 * result.noise)
+    return log_p, scaled, variances / 2
 
 
 def auroc(of_test, of_other):
@@ -91,15 +92,16 @@ def test_the_numbers_are_the_formulas(run, result, sets, tmp_path):
         if images.labels is None:
             assert one.error is one.negative_log_likelihood is one.expected_calibration_error is None
             log_p, right = np.concatenate([log_p_test, log_p]), np.r_[right_test, np.zeros(len(log_p), bool)]
-            variances = np.concatenate([of_test[0], of_these[0]])
+            variances, relative = (np.concatenate(pair) for pair in zip(of_test, of_these, strict=True))
         else:
-            right, variances = log_p.argmax(1) == images.labels, of_these[0]
+            right, (variances, relative) = log_p.argmax(1) == images.labels, of_these
             assert one.error == pytest.approx(100 * np.mean(~right))
             assert one.negative_log_likelihood == pytest.approx(-log_p[np.arange(7), images.labels].mean(), rel=1e-6)
         assert [point.rejected for point in one.rejection] == list(range(0, 100, 5))
         for point in one.rejection:
             assert point.accuracy_by_entropy == pytest.approx(accuracy(entropy(log_p), right, point.rejected))
             assert point.accuracy_by_variance == pytest.approx(accuracy(variances, right, point.rejected))
+            assert point.accuracy_by_relative_variance == pytest.approx(accuracy(relative, right, point.rejected))
 
 
 def test_the_files_are_read_back(run, result, sets, tmp_path):
