@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..evaluation import search_table
+from ..evaluation import comparisons, search_table
 from ..evaluation.errors_table import errors_table, papers_footnote, percent
 from ..evaluation.metrics import confidently_wrong
 from ..evaluation.out_of_distribution import Files, table
@@ -139,6 +139,23 @@ def _pools(report: _Report) -> list[Block]:
     if figure is None:
         return []
     return [Heading("Pools"), report.figure("pools", figure, "Errors against the pool before the readout")]
+
+
+def _comparisons(report: _Report) -> list[Block]:
+    results = {r.run: r for r in report.drawn}
+    found = comparisons.comparisons({run: report.arrays(r) for run, r in results.items()})
+    if not found:
+        return []
+    write_atomically(report.folder / "comparisons.csv", comparisons.as_csv(found))
+    # Of those that are compared with another.
+    names = {name for one in found for name in (one.run, one.other)}
+    reference = min(sorted(names), key=lambda name: results[name].validation_error)
+    said = (
+        f"Images that a run classifies right and {reference}, which has the smallest validation error, doesn't, and the "
+        "other way round; p is that of the two-sided sign test (McNemar's exact test). All pairs are in "
+        "`comparisons.csv`."
+    )
+    return [Heading("Image by image"), comparisons.as_table(found, reference), Paragraph(said)]
 
 
 def _random_search(report: _Report) -> list[Block]:
@@ -289,6 +306,7 @@ def _thumbnail(
 _SECTIONS: tuple[Callable[[_Report], list[Block]], ...] = (
     _learning_curves,
     _pools,
+    _comparisons,
     _random_search,
     _noises,
     _uncertainty,

@@ -5,7 +5,8 @@ import re
 from ..errors import UserError
 
 #: A run's name is that of a folder and of files in the working directory, which holds the results under this name.
-_TAKEN = ("results",)
+#: random_search.csv and comparisons.csv are the report's.
+_TAKEN = ("results", "random_search", "comparisons")
 #: The view of a run x is x.h5, its learning curve x_learning_curve.csv, where a run x_learning_curve has its errors.
 _ENDS_TAKEN = (".h5", "_learning_curve")
 _LONGEST = 100

@@ -48,10 +48,15 @@ def test_a_section_for_everything_that_was_asked_for(tmp_path, rng):
         result = replace(stored(), run=f"seed_{seed:02d}", validation_error=error, scores=SetScores(scores, scores))
         ResultFiles(tmp_path, result.run).write(result, arrays(rng), None)
     page, _ = write_report(tmp_path, tmp_path, read_all(tmp_path))
-    sections = ["Results", "Learning curves", "The random search", "Uncertainty", "Spectra"]
+    sections = ["Results", "Learning curves", "Image by image", "The random search", "Uncertainty", "Spectra"]
     # The three best have sections of their own.
     assert headings(page) == [*sections, "seed_02", "seed_04", "seed_11"]
     text = page.read_text()
+    compared = (tmp_path / "comparisons.csv").read_text().splitlines()
+    assert [line.split(",")[:4] for line in compared[1:]] == [
+        [*pair, "test", "12"] for pair in (("seed_02", "seed_04"), ("seed_02", "seed_11"), ("seed_04", "seed_11"))
+    ]
+    assert "right and seed_04, which has the smallest validation error, doesn't" in text
     assert "Smallest validation error: 2.00 %, of seed_04 (test error" in text
     assert "Without a kernel on 28 x 28 pixels, because a map shrinks below one pixel: 3, 5, 7," in text
     assert re.search(r"\| seed_12 +\| Gaussian process +\| +0\.2500 \| +0\.1250 \| +0\.0625 \|", text)

@@ -243,7 +243,7 @@ def test_run_all_experiments(tmp_path):
     finished = [results / f"{run}{end}" for run in ("convnet_gp", "seed_01") for end in (".csv", ".json")]
     finished += [results / f"{run}_{extra}" for run in ("convnet_gp", "seed_01") for extra in EXTRA_FILES]
     there = {path.name for path in results.iterdir()}
-    assert there == {path.name for path in finished} | {"report.md", "report.html", "figures"}
+    assert there == {path.name for path in finished} | {"report.md", "report.html", "comparisons.csv", "figures"}
     assert {path.name for path in (tmp_path / "runs" / "seed_01").iterdir()} == {"run.jsonl", "images.h5"}
     table = first.stdout.split("one pixel: seed_12")[1]
     assert "convnet_gp" in table and "seed_01" in table

@@ -27,6 +27,8 @@ def test_names_of_runs(tmp_path, name):
         "a\n",
         "x\0",
         "results",
+        "random_search",
+        "comparisons",
         "a.h5",
         "a_learning_curve",
     ],
