@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from ..evaluation.hyperparameters import readout_pool
 from ..evaluation.results import Result
 from .figures import Figure, label, scale_errors
@@ -16,7 +18,8 @@ def learning_curves(results: Sequence[Result]) -> Figure:
     """
     Test and validation errors against the number of training images, in two panels.
 
-    Runs of one network have one colour; line and marker say which pool is before its readout.
+    Runs of one network have one colour; line and marker say which pool is before its readout. With one network its
+    pools have colours too.
     """
     figure = Figure(figsize=(9.0, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -31,24 +34,29 @@ def learning_curves(results: Sequence[Result]) -> Figure:
                 ls=_STYLES[place],
                 marker=_MARKERS[place],
                 ms=4,
-                color=f"C{networks.index(network(r))}",
+                color=f"C{networks.index(network(r)) if len(networks) > 1 else pools.index(_pool(r))}",
                 label=label(r.run),
             )
-        axes.set(xscale="log", xlabel="training images", title=f"{name} images{_of_data_set(results)}")
+        axes.set(xscale="log", xlabel="training images", title=f"{name} images")
         ticks = sorted({point.N_train for r in results for point in r.learning_curve or ()})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=60, ha="right", rotation_mode="anchor")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("error in %")
+    figure.suptitle(_of_what(results), fontsize="medium")
     all_points = [point for r in results for point in r.learning_curve or ()]
     scale_errors(panels[0], [error for point in all_points for error in (point.test_error, point.validation_error)])
-    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
+    # Long enough for the longest dashes.
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, fontsize="small", loc="outside right upper", handlelength=3.5)
     return figure
 
 
 def by_pool(results: Sequence[Result]) -> Figure | None:
     """
     Test and validation errors (dashed) against the pool before the readout, for each network of several pools.
+
+    Bars are standard errors, those of a share among the images.
 
     :return: None where no network has two pools with one number of training images.
     """
@@ -67,16 +75,25 @@ def by_pool(results: Sequence[Result]) -> Figure | None:
         runs = sorted(runs, key=lambda r: pools.index(_pool(r)))
         places = [pools.index(_pool(r)) for r in runs]
         named = name if len(sizes) == 1 else f"{name}, {N_train:,} images"
-        axes.plot(places, [r.test_error for r in runs], "o-", ms=4, color=f"C{index}", label=label(named))
-        axes.plot(places, [r.validation_error for r in runs], "s--", ms=3, color=f"C{index}")
+        for beside, style, size, key, n_key, text in (
+            (-0.02, "o-", 4, "test_error", "N_test", label(named)),
+            (0.02, "s--", 3, "validation_error", "N_vali", None),
+        ):
+            errors = np.array([getattr(r, key) for r in runs])
+            deviations = np.sqrt(errors * (100 - errors) / [getattr(r, n_key) for r in runs])
+            axes.plot(places, errors, style, ms=size, color=f"C{index}", label=text)
+            shifted = np.array(places) + beside
+            axes.vlines(shifted, errors - deviations, errors + deviations, color=f"C{index}", lw=0.8, alpha=0.6)
     axes.set_xticks(range(len(pools)), [_in_words(pool) for pool in pools])
     axes.set(xlabel="average pool before the readout, pixels on a side", ylabel="error in %")
     if len(sizes) == 1:
-        axes.set_title(f"{sizes.pop():,} training images{_of_data_set(shown)}", fontsize="medium")
+        title = [f"{sizes.pop():,} training images", *filter(None, [_of_what(shown)])]
+        axes.set_title(": ".join(title), fontsize="medium")
     scale_errors(axes, [error for r in shown for error in (r.test_error, r.validation_error)])
     axes.grid(alpha=0.3)
     axes.plot([], [], "o-", color="0.4", ms=4, label="test")
     axes.plot([], [], "s--", color="0.4", ms=3, label="validation")
+    axes.vlines([], [], [], color="0.4", lw=0.8, label="standard error")
     figure.legend(fontsize="small", loc="outside right upper")
     return figure
 
@@ -86,10 +103,10 @@ def network(result: Result) -> str:
     return re.sub(r"_pool_?(\d+|global)", "", result.run)
 
 
-def _of_data_set(results: Iterable[Result]) -> str:
-    """ " of mnist" where all are of that data set."""
+def _of_what(results: Sequence[Result]) -> str:
+    """For a title: the data set where all are of one, and whether they have noise, as "mnist, with noise"."""
     found = {r.dataset for r in results}
-    return f" of {found.pop()}" if len(found) == 1 else ""
+    return ", ".join([*(found if len(found) == 1 else ()), *(["with noise"] if any(r.noise for r in results) else ())])
 
 
 def _pool(result: Result) -> int | str | None:

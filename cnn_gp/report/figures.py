@@ -104,7 +104,7 @@ def rejection_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure
     for run, (log_p, labels) in curves.items():
         shares, errors = rejection(log_p.max(axis=1), log_p.argmax(axis=1) != labels)
         axes.step(100 * shares, errors, where="post", label=label(run))
-    axes.set(xlabel="rejected test images in %", ylabel="error of the others in %", xlim=(0, 50))
+    axes.set(xlabel="rejected test images in %", ylabel="error among the images kept, in %", xlim=(0, 50))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -151,8 +151,8 @@ def _comparisons(report: _Report) -> list[Block]:
     names = {name for one in found for name in (one.run, one.other)}
     reference = min(sorted(names), key=lambda name: results[name].validation_error)
     said = (
-        f"Images that a run classifies right and {reference}, which has the smallest validation error, doesn't, and the "
-        "other way round; p is that of the two-sided sign test (McNemar's exact test). All pairs are in "
+        f"Images that a run classifies right and {reference}, which has the smallest validation error, doesn't, and "
+        "the other way round; p is that of the two-sided sign test (McNemar's exact test). All pairs are in "
         "`comparisons.csv`."
     )
     return [Heading("Image by image"), comparisons.as_table(found, reference), Paragraph(said)]

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cnn_gp.evaluation.hyperparameters import readout_pool
@@ -79,6 +80,24 @@ def test_colour_is_the_network_and_style_the_pool(results):
             assert (styles[0] == styles[1]) == (readout_pool(a.kernel) == readout_pool(b.kernel))
 
 
+def test_with_one_network_colours_are_its_pools(results):
+    shown = [r for r in results if comparison_figures.network(r) == "convnet_gp"]
+    (test, _) = comparison_figures.learning_curves(shown).axes
+    assert len({line.get_color() for line in lines(test).values()}) == len(shown) == 3
+
+
+def test_the_bars_are_the_standard_errors(results):
+    shown = [r for r in results if comparison_figures.network(r) == "convnet_gp"]
+    (axes,) = comparison_figures.by_pool(shown).axes
+    bars = [(a[1], b[1]) for collection in axes.collections for a, b in collection.get_segments()]
+    expected = []
+    for r in shown:
+        for error, n in ((r.test_error, r.N_test), (r.validation_error, r.N_vali)):
+            deviation = 100 * (error / 100 * (1 - error / 100) / n) ** 0.5
+            expected.append((error - deviation, error + deviation))
+    np.testing.assert_allclose(sorted(bars), sorted(expected))
+
+
 def test_nothing_overlaps(results):
     for figure in (comparison_figures.learning_curves(results), comparison_figures.by_pool(results)):
         figure.draw_without_rendering()
@@ -104,14 +123,13 @@ def test_errors_against_the_pool(results):
     assert comparison_figures.by_pool([r for r in results if r.model == "myrtle5"]) is None
 
 
-def test_the_titles_name_the_data_set_that_all_are_of(results):
-    (axes,) = comparison_figures.by_pool(results).axes
-    assert axes.get_title() == f"20,000 training images of {PLAIN.dataset}"
-    mixed = [replace(results[0], dataset="another"), *results[1:]]
-    (axes,) = comparison_figures.by_pool(mixed).axes
-    assert axes.get_title() == "20,000 training images"
-    titles = [axes.get_title() for axes in comparison_figures.learning_curves(results).axes]
-    assert titles == [f"{name} images of {PLAIN.dataset}" for name in ("test", "validation")]
+def test_the_titles_name_the_data_set_that_all_are_of_and_noise(results):
+    without = [replace(r, noise=0.0) for r in results]
+    mixed = [replace(without[0], dataset="another"), *without[1:]]
+    for shown, title in ((results, "digits, with noise"), (without, "digits"), (mixed, "")):
+        (axes,) = comparison_figures.by_pool(shown).axes
+        assert axes.get_title() == ": ".join(["20,000 training images", *filter(None, [title])])
+        assert comparison_figures.learning_curves(shown).get_suptitle() == title
 
 
 def test_the_page_shows_both(results, tmp_path):
