@@ -1,9 +1,11 @@
 """What docs/beyond_the_paper.md says of the results is what results/ holds."""
 
+import csv
 import json
 
 import pytest
 
+from cnn_gp.evaluation.comparisons import sign_test
 from cnn_gp.kernels.architectures import build_kernel
 from helpers.documents import table
 from helpers.paths import ROOT
@@ -87,6 +89,12 @@ def test_what_is_said_of_other_images_is_what_is_stored():
         expected = ["" if one.get(key) is None else f"{one[key]:.{n}f}" for key, n in digits.items() for one in pair]
         assert rows[pair[0]["name"]][1:] == expected
     assert all(one["auroc_relative_variance"] > one["auroc_entropy"] for one in pooled[1:])
+    # By the absolute variance the wrong noisy images are the last that are rejected.
+    (noisy,) = [one for one in pooled if one["name"] == "noise_0.4"]
+    kept = {point["rejected"]: point for point in noisy["rejection"]}
+    assert (
+        kept[70]["accuracy_by_variance"] < kept[0]["accuracy_by_variance"] < kept[70]["accuracy_by_relative_variance"]
+    )
 
 
 def test_the_costs_are_what_is_stored():
@@ -104,11 +112,47 @@ def test_what_the_readme_says_of_pools_is_what_is_stored():
     best = min(results.values(), key=lambda r: r["validation_error"])
     assert best is results["convnet_gp_pool_7"]
     readme = " ".join((ROOT / "README.md").read_text().split())
-    without = results["convnet_gp"]
-    assert f"test images from {without['test_error']:.2f} to {best['test_error']:.2f} %" in readme
+    assert f"test images from {results['convnet_gp']['test_error']:.2f} to {best['test_error']:.2f} %" in readme
+
+
+def differing(folder, images, run="convnet_gp", other="convnet_gp_pool_5"):
+    """(how many images only ``other`` has right, only ``run``), from the comparisons that report.py wrote."""
+    with open(POOLING / folder / "comparisons.csv") as file:
+        (row,) = [r for r in csv.DictReader(file) if (r["run"], r["other"], r["images"]) == (run, other, images)]
+    right, wrong = int(row["only_other_right"]), int(row["only_run_right"])
+    assert float(row["p_value"]) == pytest.approx(sign_test(right, wrong))
+    return right, wrong
+
+
+def test_the_images_that_become_right_and_wrong_are_counted():
     page = " ".join((ROOT / "docs" / "beyond_the_paper.md").read_text().split())
-    assert (
-        "Of the 73 test images that the kernel without a pool gets wrong, the one with a pool of 7 gets 46 right; 4"
-        in page
+    right, wrong = differing("mnist", "test", other="convnet_gp_pool_7")
+    assert f"the one with a pool of 7 gets {right} right, and it gets {wrong} others wrong (p = 4e-10)" in page
+    assert f"{sign_test(right, wrong):.0e}" == "4e-10"
+    assert differing("mnist", "test", "convnet_gp_pool_5", "convnet_gp_pool_7") == (5, 0)
+    vali, test = (differing("fashion_mnist", images) for images in ("validation", "test"))
+    assert f"({vali[0]} images become right, {vali[1]} wrong, p = {sign_test(*vali):.3f})" in page
+    assert f"({test[0]} become right, {test[1]} wrong)" in page
+    assert f"it was {vali[0] + test[0]} and {vali[1] + test[1]} (p = 0.03)" in page
+    vali, test = (differing("fashion_mnist_noise", images) for images in ("validation", "test"))
+    assert f"makes {vali[0]} validation images right and {vali[1]} wrong, and {test[0]} test images right and" in page
+    both = vali[0] + test[0], vali[1] + test[1]
+    assert f"both sets together {both[0]} and {both[1]} (p = {sign_test(*both):.3f})" in page
+
+
+def test_what_noise_and_pool_are_worth_on_both_sets():
+    def of_both(folder, name):
+        r = stored(folder)[name]
+        return (r["validation_error"] + r["test_error"]) / 2
+
+    none, pooled = "convnet_gp", "convnet_gp_pool_5"
+    noise, pool = (
+        [of_both(*pair[0]) - of_both(*pair[1]) for pair in pairs]
+        for pairs in (
+            [(("fashion_mnist", name), ("fashion_mnist_noise", name)) for name in (none, pooled)],
+            [((folder, none), (folder, pooled)) for folder in ("fashion_mnist", "fashion_mnist_noise")],
+        )
     )
-    assert [round(10 * r["test_error"]) for r in (without, best)] == [73, 73 - 46 + 4]
+    page = " ".join((ROOT / "docs" / "beyond_the_paper.md").read_text().split())
+    assert f"by {noise[0]:.2f} points without a pool and by {noise[1]:.2f} with a pool of 5" in page
+    assert f"lowers it by {pool[0]:.2f} without noise and by {pool[1]:.2f} with it" in page
