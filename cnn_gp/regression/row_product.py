@@ -15,6 +15,10 @@ import numpy as np
 #: the vectors in the second.
 _ROWS, _COLUMNS, _RIGHT_SIDES = 4, 1024, 32
 
+#: From one row or right side to the next in a buffer: at a power of two apart they would share few places of the first
+#: cache and drive each other out.
+_STRIDE = _COLUMNS + 8
+
 
 def piece_width(n_max: int) -> int:
     """Columns of whole tiles, ``n_max`` wide, that are read and multiplied at a time."""
@@ -46,7 +50,21 @@ def add_piece(B: np.ndarray, left: int, entries: np.ndarray, total: np.ndarray) 
     """
     if entries.dtype not in (np.float32, np.float64):
         entries = entries.astype(np.float64)
-    _add_piece(np.ascontiguousarray(B), left, np.ascontiguousarray(entries), total)
+    _add_piece(np.ascontiguousarray(B), left, _block(entries), entries.shape[1], total)
+
+
+def _block(entries: np.ndarray) -> np.ndarray:
+    """
+    An array without gaps, as the loops below take it, whose first columns are the entries [rows, columns].
+
+    Of columns of a wider array these are its rows up to the next one: a copy would take a third of the product's time.
+    Beyond the entries nothing may be read, for the array ends with the last of them.
+    """
+    n_rows, n_columns = entries.shape
+    step, distance = divmod(entries.strides[0], entries.itemsize)
+    if entries.flags.c_contiguous or entries.strides[1] != entries.itemsize or distance or step < n_columns:
+        return np.ascontiguousarray(entries)
+    return np.lib.stride_tricks.as_strided(entries, (n_rows, step), (step * entries.itemsize, entries.itemsize))
 
 
 def _compiled(function: Callable) -> Any:
@@ -61,14 +79,14 @@ def _compiled(function: Callable) -> Any:
 
 
 @_compiled
-def _add_piece(B: np.ndarray, first: int, entries: np.ndarray, total: np.ndarray) -> None:
-    (n, M), (N, m) = entries.shape, B.shape
+def _add_piece(B: np.ndarray, first: int, entries: np.ndarray, M: int, total: np.ndarray) -> None:
+    n, (N, m) = len(entries), B.shape
     # Rows past the last one are zeros.
-    four = np.zeros(_ROWS * _COLUMNS)
+    four = np.zeros(_ROWS * _STRIDE)
     own = np.zeros((n + _ROWS, m))
     own[:n] = B[:n]
     sums = np.zeros((n + _ROWS, m))
-    right_sides, transposed = np.empty((_RIGHT_SIDES, _COLUMNS)), np.empty((_RIGHT_SIDES, _COLUMNS))
+    right_sides, transposed = np.empty((_RIGHT_SIDES, _STRIDE)), np.empty((_RIGHT_SIDES, _STRIDE))
     for left in range(0, M, _COLUMNS):
         width = min(_COLUMNS, M - left)
         for first_side in range(0, m, _RIGHT_SIDES):
@@ -81,9 +99,9 @@ def _add_piece(B: np.ndarray, first: int, entries: np.ndarray, total: np.ndarray
             for i in range(0, n, _ROWS):
                 for r in range(_ROWS):
                     if i + r < n:
-                        _convert(entries[i + r, left : left + width], four[r * _COLUMNS :])
+                        _convert(entries[i + r, left : left + width], four[r * _STRIDE :])
                     else:
-                        four[r * _COLUMNS : (r + 1) * _COLUMNS] = 0.0
+                        four[r * _STRIDE : (r + 1) * _STRIDE] = 0.0
                 for c in range(sides):
                     side = first_side + c
                     _four_rows(four, right_sides[c, :width], transposed[c, :width], own[i:, side], sums[i:, side])
@@ -108,8 +126,8 @@ def _four_rows(
     sum0 = sum1 = sum2 = sum3 = 0.0
     for j in range(len(right_side)):
         # At constant distances from each other, so that LLVM needn't ask for each whether it overlaps the result.
-        entry0, entry1 = four[j], four[_COLUMNS + j]
-        entry2, entry3 = four[2 * _COLUMNS + j], four[3 * _COLUMNS + j]
+        entry0, entry1 = four[j], four[_STRIDE + j]
+        entry2, entry3 = four[2 * _STRIDE + j], four[3 * _STRIDE + j]
         value = right_side[j]
         sum0 += entry0 * value
         sum1 += entry1 * value

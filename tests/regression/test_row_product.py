@@ -22,11 +22,24 @@ def test_equals_the_products_of_the_row_and_its_transpose(rng, dtype, n_rows, M,
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
     # The same bits each time, and where the arrays are parts of others.
     np.testing.assert_array_equal(row_product(B, entries, n_max), found)
-    wider = np.concatenate([entries, entries], axis=1)
-    np.testing.assert_array_equal(row_product(np.asfortranarray(B), wider[:, :M], n_max), found)
+    wider = np.concatenate([np.full_like(entries, np.nan), entries, np.full_like(entries, np.nan)], axis=1)
+    for part in (wider[:, M : 2 * M], wider[:, ::-1][:, M : 2 * M][:, ::-1], np.asfortranarray(entries)):
+        np.testing.assert_array_equal(row_product(np.asfortranarray(B), part, n_max), found)
     # Of other types of numbers too.
     np.testing.assert_array_equal(row_product(B, entries.astype(entries.dtype.newbyteorder()), n_max), found)
     assert np.isnan(row_product(np.full_like(B, np.nan), entries, n_max)).all()
+
+
+def test_columns_of_a_wider_array_are_not_copied(rng):
+    wider = rng.normal(size=(5, 40))
+    for entries in (wider, wider[:, 3:20], wider[1:4, :7]):
+        block = module._block(entries)
+        assert np.shares_memory(block, wider) and block.flags.c_contiguous
+        np.testing.assert_array_equal(block[:-1, : entries.shape[1]], entries[:-1])
+    for entries in (wider.T, wider[:, ::2], wider[:, ::-1], wider[::-1]):
+        block = module._block(entries)
+        assert not np.shares_memory(block, wider)
+        np.testing.assert_array_equal(block, entries)
 
 
 def test_where_numba_finds_no_place_for_its_cache_it_compiles_without(monkeypatch):
