@@ -59,7 +59,7 @@ def table(text: str, heading: str) -> dict[str, list[str]]:
     """The cells of the first table after a heading, row by row, by the name in back quotes of each row."""
     lines = text.split(heading)[1].split("\n\n|")[1].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return {re.search("`(.*?)`", " ".join(row))[1]: row for row in rows}
+    return {" ".join(row).split("`")[1]: row for row in rows}
 
 
 def flags_of(script: Path) -> set[str]:
