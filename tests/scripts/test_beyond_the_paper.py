@@ -21,6 +21,19 @@ def section(heading, data_set):
     return text.split(f"\n## {heading}\n")[1].split(f"\n### {DATA_SETS[data_set]}")[1]
 
 
+def test_fashion_mnist_with_all_images_is_what_is_stored():
+    r = json.loads((ROOT / "results" / "fashion_mnist" / "convnet_gp.json").read_text())
+    assert (r["N_train"], r["N_vali"], r["N_test"], r["noise"], r["jitter"]) == (50_000, 10_000, 10_000, 0, 0)
+    page = (ROOT / "docs" / "beyond_the_paper.md").read_text().split("## Fashion-MNIST, 50,000 training images")[1]
+    scores = r["scores"]["test"]
+    expected = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
+    for key in ("negative_log_likelihood", "brier_score", "expected_calibration_error"):
+        expected.append(f"{scores[key]:.4f}")
+    assert table(page, "Errors in %")["convnet_gp"][1:] == expected
+    points = r["learning_curve"]
+    assert table(page, "N_train images")["convnet_gp"][1:] == [f"{point['test_error']:.2f}" for point in points]
+
+
 def stored(folder):
     """The results of a folder by their runs."""
     return {path.stem: json.loads(path.read_text()) for path in POOLING.joinpath(folder).glob("*.json")}
