@@ -208,8 +208,8 @@ class Posteriors:
     def uncertainties(self, images: Images) -> Uncertainties:
         """At a set of images."""
         means, variances, prior = self._posterior(images)
-        s, noise_variance = self._result.output_scale, self._result.noise * self._result.mean_diagonal
-        log_p = log_probabilities(means, s * (variances + noise_variance))
+        s = self._result.output_scale
+        log_p = log_probabilities(means, s * (variances + self._result.noise_variance))
         return Uncertainties(log_p, s * variances, variances / np.maximum(prior, _TINY))
 
     def missing(self, sets: Sequence[Images]) -> tuple[int, int]:

@@ -143,6 +143,11 @@ class Result:
         return Settings(**{f.name: getattr(self, f.name) for f in fields(Settings)})
 
     @property
+    def noise_variance(self) -> float:
+        """Of the observations, at the kernel's scale."""
+        return self.noise * self.mean_diagonal
+
+    @property
     def solve_seconds(self) -> float:
         """All of stage 2, for every noise that was tried."""
         return sum(seconds for step, seconds in self.times.items() if step != "kernel")
