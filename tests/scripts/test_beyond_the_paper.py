@@ -18,7 +18,7 @@ DATA_SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 def section(heading, data_set):
     """The page's text from a heading of the second level, then one of a data set, on."""
     text = (ROOT / "docs" / "beyond_the_paper.md").read_text()
-    return text.split(f"\n## {heading}\n")[1].split(f"\n### {DATA_SETS[data_set]}")[1]
+    return text.split(f"\n## {heading}\n")[1].split(f"\n### {DATA_SETS[data_set]}", 1)[1]
 
 
 def test_fashion_mnist_with_all_images_is_what_is_stored():
@@ -39,11 +39,11 @@ def stored(folder):
     return {path.stem: json.loads(path.read_text()) for path in POOLING.joinpath(folder).glob("*.json")}
 
 
-def assert_errors_are_told(rows, results):
+def assert_errors_are_told(rows, results, sizes=(1000, 1000, 1000)):
     """The rows of a table of errors and class probabilities."""
     assert rows.keys() == results.keys()
     for name, r in results.items():
-        assert (r["N_train"], r["N_vali"], r["N_test"], r["jitter"]) == (1000, 1000, 1000, 0)
+        assert (r["N_train"], r["N_vali"], r["N_test"], r["jitter"]) == (*sizes, 0)
         scores = r["scores"]["test"]
         expected = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
         for key in ("negative_log_likelihood", "brier_score", "expected_calibration_error"):
@@ -72,10 +72,35 @@ def test_the_learning_curves_with_pools_are_what_is_stored(data_set):
         assert rows[name][1:] == [f"{point['test_error']:.2f}" for point in r["learning_curve"]]
 
 
+def test_ten_thousand_images_with_a_pool_are_what_is_stored():
+    results = stored("mnist_10000")
+    text = section("Average pooling", "mnist").split("\n### MNIST, 10,000 training images\n")[1]
+    assert {r["noise"] for r in results.values()} == {0}
+    assert_errors_are_told(table(text, "without noise"), results, (10_000, 1000, 10_000))
+    rows = table(text, "N_train images")
+    for name, r in results.items():
+        assert [point["N_train"] for point in r["learning_curve"]] == [500, 1000, 2000, 5000, 10_000]
+        assert rows[name][1:] == [f"{point['test_error']:.2f}" for point in r["learning_curve"]]
+    right, wrong = differing("mnist_10000", "test", other="convnet_gp_pool_3")
+    assert f"makes {right} test images right and {wrong} wrong (p = {sign_test(right, wrong):.0e})" in text
+    without, pooled = (
+        [point["test_error"] for point in results[name]["learning_curve"]]
+        for name in ("convnet_gp", "convnet_gp_pool_3")
+    )
+    assert pooled[3] < without[4]
+    shares = [f"{100 * pooled[i] / without[i]:.0f} %" for i in (1, 4)]
+    assert f"{shares[0]} of the error without it at 1,000 images and {shares[1]} at 10,000" in " ".join(text.split())
+    assert_noises_are_told("mnist_10000", table(section("Noise chosen by leave-one-out", "mnist"), "it is the same"))
+
+
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_the_noises_are_what_is_stored(data_set):
-    results, without = stored(f"{data_set}_noise"), stored(data_set)
-    rows = table(section("Noise chosen by leave-one-out", data_set), "training images")
+    assert_noises_are_told(data_set, table(section("Noise chosen by leave-one-out", data_set), "training images"))
+
+
+def assert_noises_are_told(folder, rows):
+    """The rows of a table of leave-one-out densities."""
+    results, without = stored(f"{folder}_noise"), stored(folder)
     assert rows.keys() == results.keys() == without.keys()
     for name, r in results.items():
         assert [one["noise"] for one in r["noise_search"]] == [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -125,6 +150,8 @@ def test_what_the_readme_says_of_pools_is_what_is_stored():
     assert best is results["convnet_gp_pool_7"]
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"test images from {results['convnet_gp']['test_error']:.2f} to {best['test_error']:.2f} %" in readme
+    without, pooled = (stored("mnist_10000")[name]["test_error"] for name in ("convnet_gp", "convnet_gp_pool_3"))
+    assert f"one of 3 x 3 that on all test images from {without:.2f} to {pooled:.2f} %" in readme
 
 
 def differing(folder, images, run="convnet_gp", other="convnet_gp_pool_5"):
