@@ -96,12 +96,7 @@ def pool() -> Pool | None:
 def run_directory() -> RunDirectory:
     """The run that the flags of :func:`define_run` name."""
     FLAGS = flags.FLAGS
-    return RunDirectory(FLAGS.path, FLAGS.run_name or default_run_name(FLAGS.kernel))
-
-
-def default_run_name(kernel: str) -> str:
-    """The default name of the run of --model, --seed and --pool with this kernel."""
-    return run_name(flags.FLAGS.model, flags.FLAGS.seed, kernel, pool())
+    return RunDirectory(FLAGS.path, FLAGS.run_name or run_name(FLAGS.model, FLAGS.seed, FLAGS.kernel, pool()))
 
 
 def define_csv_dir() -> None:

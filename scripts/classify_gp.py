@@ -21,7 +21,7 @@ from cnn_gp.cluster import connect
 from cnn_gp.errors import UserError
 from cnn_gp.evaluation.classify import Request, classify
 from cnn_gp.evaluation.errors_table import errors_as_text
-from cnn_gp.evaluation.nngp_run import check_nngp_run
+from cnn_gp.evaluation.nngp_run import check_nngp_run, default_nngp_run
 from cnn_gp.evaluation.result_files import ResultFiles
 from cnn_gp.evaluation.results import Result
 from cnn_gp.regression import ensemble, spectrum
@@ -192,8 +192,7 @@ def _keep_states(run: RunDirectory) -> Callable[[str], KeptState] | None:
 
 def _nngp_run(run: RunDirectory) -> RunDirectory:
     """The run of the same network whose kernel is the Gaussian process's, checked."""
-    name = FLAGS.nngp_run or shared_flags.default_run_name("nngp")
-    nngp = RunDirectory(FLAGS.path, name)
+    nngp = RunDirectory(FLAGS.path, FLAGS.nngp_run or default_nngp_run(run.name))
     check_nngp_run(nngp, run)
     return nngp
 

@@ -90,6 +90,20 @@ def test_a_result_keeps_the_variance_that_it_has(workdir, tmp_path):
     assert "is there without ensemble: it is computed again" in ended.stdout
 
 
+def test_the_other_run_by_the_names(workdir, tmp_path):
+    """Without --nngp_run it is that of the same name without _ntk, however the run was named."""
+    for ours, others in (("seed_15_ntk", "seed_15"), ("mine_ntk", "mine")):
+        shutil.copytree(workdir / ours.replace("mine", "seed_15"), tmp_path / ours)
+        flags = [f"--path={tmp_path}", f"--run_name={ours}", "--ensemble"]
+        refused(script("classify_gp", *flags), f"There is no run {others} in ")
+        shutil.copytree(workdir / "seed_15", tmp_path / others)
+        assert script("classify_gp", *flags).status == 0
+    shutil.move(tmp_path / "mine_ntk", tmp_path / "tangent")
+    refused(
+        script("classify_gp", f"--path={tmp_path}", "--run_name=tangent", "--ensemble"), "give its name as --nngp_run"
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
