@@ -11,6 +11,7 @@ from helpers.documents import table
 from helpers.paths import ROOT
 
 POOLING = ROOT / "results" / "pooling"
+NTK = ROOT / "results" / "ntk"
 #: The page's headings of the data sets.
 DATA_SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
@@ -34,9 +35,9 @@ def test_fashion_mnist_with_all_images_is_what_is_stored():
     assert table(page, "N_train images")["convnet_gp"][1:] == [f"{point['test_error']:.2f}" for point in points]
 
 
-def stored(folder):
+def stored(folder, root=POOLING):
     """The results of a folder by their runs."""
-    return {path.stem: json.loads(path.read_text()) for path in POOLING.joinpath(folder).glob("*.json")}
+    return {path.stem: json.loads(path.read_text()) for path in root.joinpath(folder).glob("*.json")}
 
 
 def assert_errors_are_told(rows, results, sizes=(1000, 1000, 1000)):
@@ -104,15 +105,53 @@ def assert_noises_are_told(folder, rows):
     assert rows.keys() == results.keys() == without.keys()
     for name, r in results.items():
         assert [one["noise"] for one in r["noise_search"]] == [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-        densities = [one["leave_one_out"]["log_predictive_density"] / r["N_train"] for one in r["noise_search"]]
-        errors = [one["validation_error"] for one in r["noise_search"]]
-        told = [f"{density:.3f} ({error:.2f})" for density, error in zip(densities, errors, strict=True)]
-        assert rows[name][1:] == [*told, f"{r['noise']:g}", *(f"{one['test_error']:.2f}" for one in (without[name], r))]
+        chosen = [f"{r['noise']:g}", *(f"{one['test_error']:.2f}" for one in (without[name], r))]
+        assert rows[name][1:] == [*densities_told(r), *chosen]
+
+
+def densities_told(result):
+    """The cells of a result's noises."""
+    per_image = [one["leave_one_out"]["log_predictive_density"] / result["N_train"] for one in result["noise_search"]]
+    errors = [one["validation_error"] for one in result["noise_search"]]
+    return [f"{density:.3f} ({error:.2f})" for density, error in zip(per_image, errors, strict=True)]
 
 
 def test_the_class_probabilities_with_noise_are_what_is_stored():
     text = section("Noise chosen by leave-one-out", "fashion_mnist")
     assert_errors_are_told(table(text, "The class probabilities at the chosen noise"), stored("fashion_mnist_noise"))
+
+
+def test_the_tangent_kernel_is_what_is_stored():
+    text = section("The neural tangent kernel", "mnist")
+    results = stored("mnist", NTK)
+    rows = table(text, "N_train images")
+    assert rows.keys() == results.keys()
+    for name, r in results.items():
+        assert (r["N_train"], r["N_vali"], r["N_test"], r["noise"], r["jitter"]) == (20_000, 1000, 10_000, 0, 0)
+        assert [point["N_train"] for point in r["learning_curve"]] == [500, 1000, 2000, 5000, 10_000, 20_000]
+        errors = [point["test_error"] for point in r["learning_curve"]]
+        assert rows[name][1:] == [f"{error:.2f}" for error in (*errors, r["validation_error"])]
+    process, tangent = results["convnet_gp"], results["convnet_gp_ntk"]
+    for of_process, of_tangent in zip(process["learning_curve"], tangent["learning_curve"], strict=True):
+        assert of_process["test_error"] < of_tangent["test_error"]
+    right, wrong = differing("mnist", "test", other="convnet_gp_ntk", root=NTK)
+    said = (
+        f"it makes {right} test images right that the Gaussian process of random networks has wrong, and {wrong} others"
+    )
+    assert f"{said} wrong (p = {sign_test(right, wrong):.0e})" in " ".join(text.split())
+    rows = table(text, "by the variance that makes them")
+    scores = {
+        "convnet_gp": process["scores"],
+        "convnet_gp_ntk": tangent["gaussian_process_scores"],
+        "--ensemble": tangent["scores"],
+    }
+    for name, sets in scores.items():
+        keys = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
+        assert rows[name][1:] == [f"{sets['test'][key]:.4f}" for key in keys]
+    rows = table(text, "Leave-one-out chooses no noise")
+    for name, r in stored("mnist_noise", NTK).items():
+        assert [one["noise"] for one in r["noise_search"]] == [0, 1e-4, 1e-3, 1e-2] and r["noise"] == 0
+        assert rows[name][1:] == [*densities_told(r), "0"]
 
 
 def test_what_is_said_of_other_images_is_what_is_stored():
@@ -154,9 +193,9 @@ def test_what_the_readme_says_of_pools_is_what_is_stored():
     assert f"one of 3 x 3 that on all test images from {without:.2f} to {pooled:.2f} %" in readme
 
 
-def differing(folder, images, run="convnet_gp", other="convnet_gp_pool_5"):
+def differing(folder, images, run="convnet_gp", other="convnet_gp_pool_5", root=POOLING):
     """(how many images only ``other`` has right, only ``run``), from the comparisons that report.py wrote."""
-    with open(POOLING / folder / "comparisons.csv") as file:
+    with open(root / folder / "comparisons.csv") as file:
         (row,) = [r for r in csv.DictReader(file) if (r["run"], r["other"], r["images"]) == (run, other, images)]
     right, wrong = int(row["only_other_right"]), int(row["only_run_right"])
     assert float(row["p_value"]) == pytest.approx(sign_test(right, wrong))
