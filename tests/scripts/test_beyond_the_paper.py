@@ -35,9 +35,14 @@ def test_fashion_mnist_with_all_images_is_what_is_stored():
     assert table(page, "N_train images")["convnet_gp"][1:] == [f"{point['test_error']:.2f}" for point in points]
 
 
-def stored(folder, root=POOLING):
+def stored(folder, root=POOLING, runs="*"):
     """The results of a folder by their runs."""
-    return {path.stem: json.loads(path.read_text()) for path in root.joinpath(folder).glob("*.json")}
+    return {path.stem: json.loads(path.read_text()) for path in root.joinpath(folder).glob(f"{runs}.json")}
+
+
+def of_convnet(folder):
+    """Those of the ConvNet."""
+    return stored(folder, runs="convnet_gp*")
 
 
 def assert_errors_are_told(rows, results, sizes=(1000, 1000, 1000)):
@@ -55,7 +60,7 @@ def assert_errors_are_told(rows, results, sizes=(1000, 1000, 1000)):
 
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_the_errors_with_pools_are_what_is_stored(data_set):
-    results = stored(data_set)
+    results = of_convnet(data_set)
     assert {r["noise"] for r in results.values()} == {0}
     assert_errors_are_told(table(section("Average pooling", data_set), "training images"), results)
     if data_set != "mnist":
@@ -68,7 +73,7 @@ def test_the_errors_with_pools_are_what_is_stored(data_set):
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_the_learning_curves_with_pools_are_what_is_stored(data_set):
     rows = table(section("Average pooling", data_set), "N_train images")
-    for name, r in stored(data_set).items():
+    for name, r in of_convnet(data_set).items():
         assert [point["N_train"] for point in r["learning_curve"]] == [100, 200, 500, 1000]
         assert rows[name][1:] == [f"{point['test_error']:.2f}" for point in r["learning_curve"]]
 
@@ -101,7 +106,7 @@ def test_the_noises_are_what_is_stored(data_set):
 
 def assert_noises_are_told(folder, rows):
     """The rows of a table of leave-one-out densities."""
-    results, without = stored(f"{folder}_noise"), stored(folder)
+    results, without = of_convnet(f"{folder}_noise"), of_convnet(folder)
     assert rows.keys() == results.keys() == without.keys()
     for name, r in results.items():
         assert [one["noise"] for one in r["noise_search"]] == [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -118,7 +123,35 @@ def densities_told(result):
 
 def test_the_class_probabilities_with_noise_are_what_is_stored():
     text = section("Noise chosen by leave-one-out", "fashion_mnist")
-    assert_errors_are_told(table(text, "The class probabilities at the chosen noise"), stored("fashion_mnist_noise"))
+    assert_errors_are_told(
+        table(text, "The class probabilities at the chosen noise"), of_convnet("fashion_mnist_noise")
+    )
+
+
+def test_the_other_kernels_are_what_is_stored():
+    everything = stored("mnist")
+    results = {name: r for name, r in everything.items() if name not in of_convnet("mnist")}
+    page = (ROOT / "docs" / "beyond_the_paper.md").read_text()
+    text = " ".join(page.split("\n## The other kernels with pools\n")[1].split("\n## ")[0].split())
+    assert_errors_are_told(table(section("The other kernels with pools", "mnist"), "training images"), results)
+    noisy = stored("mnist_noise")
+    assert noisy.keys() == everything.keys() and {r["noise"] for r in noisy.values()} == {0}
+    right, wrong = differing("mnist", "test", "residual_cnn_gp", "residual_cnn_gp_pool_5")
+    assert f"makes {right} test images right and {wrong} wrong (p = {sign_test(right, wrong):.0e})" in text
+    right, wrong = differing("mnist", "test", "resnet_gp", "resnet_gp_pool_2")
+    more = differing("mnist", "test", "resnet_gp_pool_2", "resnet_gp_pool_5")
+    p = sign_test(right, wrong)
+    assert f"({right} right and {wrong} wrong, p = {p:.2f}; between pools of 2 and 5, {more[0]} and {more[1]})" in text
+    of_resnet = {
+        name: r["scaled_log_marginal_likelihood"] for name, r in results.items() if name.startswith("resnet_gp")
+    }
+    assert max(of_resnet, key=of_resnet.get) == "resnet_gp_pool_2"
+    assert min(everything, key=lambda name: everything[name]["validation_error"]) == "myrtle5"
+    values = [
+        sign_test(*differing("mnist", "test", *pair))
+        for pair in (("myrtle5", "residual_cnn_gp_pool_5"), ("convnet_gp_pool_7", "myrtle5"))
+    ]
+    assert f"(p = {values[0]:.1f} and {values[1]:.1f})" in text
 
 
 def test_the_tangent_kernel_is_what_is_stored():
@@ -178,13 +211,13 @@ def test_the_costs_are_what_is_stored():
     results = stored("mnist")
     assert rows.keys() == results.keys()
     for name, r in results.items():
-        pool = name.partition("_pool_")[2]
-        kernel = build_kernel("convnet_gp", (1, 28, 28), pool=int(pool) if pool else None)
+        model, _, pool = name.partition("_pool_")
+        kernel = build_kernel(model, (1, 28, 28), pool=int(pool) if pool else None)
         assert rows[name][1:] == [f"{kernel.n_covariances:,}", f"{r['times']['kernel']:.0f}"]
 
 
 def test_what_the_readme_says_of_pools_is_what_is_stored():
-    results = stored("mnist")
+    results = of_convnet("mnist")
     best = min(results.values(), key=lambda r: r["validation_error"])
     assert best is results["convnet_gp_pool_7"]
     readme = " ".join((ROOT / "README.md").read_text().split())
