@@ -12,6 +12,7 @@ from helpers.paths import ROOT
 
 POOLING = ROOT / "results" / "pooling"
 NTK = ROOT / "results" / "ntk"
+FASHION = ROOT / "results" / "fashion_mnist"
 #: The page's headings of the data sets.
 DATA_SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
@@ -23,7 +24,7 @@ def section(heading, data_set):
 
 
 def test_fashion_mnist_with_all_images_is_what_is_stored():
-    r = json.loads((ROOT / "results" / "fashion_mnist" / "convnet_gp.json").read_text())
+    r = json.loads((FASHION / "convnet_gp.json").read_text())
     assert (r["N_train"], r["N_vali"], r["N_test"], r["noise"], r["jitter"]) == (50_000, 10_000, 10_000, 0, 0)
     page = (ROOT / "docs" / "beyond_the_paper.md").read_text().split("## Fashion-MNIST, 50,000 training images")[1]
     scores = r["scores"]["test"]
@@ -232,14 +233,37 @@ def test_the_costs_are_what_is_stored():
         assert rows[name][1:] == [f"{kernel.n_covariances:,}", f"{r['times']['kernel']:.0f}"]
 
 
-def test_what_the_readme_says_of_pools_is_what_is_stored():
-    results = of_convnet("mnist")
-    best = min(results.values(), key=lambda r: r["validation_error"])
-    assert best is results["convnet_gp_pool_7"]
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"test images from {results['convnet_gp']['test_error']:.2f} to {best['test_error']:.2f} %" in readme
-    without, pooled = (stored("mnist_10000")[name]["test_error"] for name in ("convnet_gp", "convnet_gp_pool_3"))
-    assert f"one of 3 x 3 that on all test images from {without:.2f} to {pooled:.2f} %" in readme
+def test_what_the_readme_says_is_what_is_stored():
+    readme = (ROOT / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if line.startswith(("| MNIST", "| Fashion-MNIST"))]
+
+    def row(data_set, N_train, kernel, without, pooled=None, size=None):
+        cells = [f"{r['test_error']:.2f}" if r else "" for r in (without, pooled)]
+        return (
+            f"| {data_set} | {N_train:,} | {kernel} | {cells[0]} | {cells[1]} | {f'{size} x {size}' if size else ''} |"
+        )
+
+    few, many, fashion = stored("mnist"), stored("mnist_10000"), stored("fashion_mnist_noise")
+    assert [" ".join(line.split()) for line in lines] == [
+        " ".join(line.split())
+        for line in (
+            row("MNIST", 1000, "ConvNet GP", few["convnet_gp"], few["convnet_gp_pool_7"], 7),
+            row("MNIST", 1000, "Residual CNN GP", few["residual_cnn_gp"], few["residual_cnn_gp_pool_5"], 5),
+            row("MNIST", 10_000, "ConvNet GP", many["convnet_gp"], many["convnet_gp_pool_3"], 3),
+            row(
+                "Fashion-MNIST",
+                1000,
+                "ConvNet GP, noise by leave-one-out",
+                fashion["convnet_gp"],
+                fashion["convnet_gp_pool_5"],
+                5,
+            ),
+            row("Fashion-MNIST", 50_000, "ConvNet GP", json.loads((FASHION / "convnet_gp.json").read_text())),
+        )
+    ]
+    tangent = stored("mnist", NTK)
+    errors = [f"{tangent[name]['test_error']:.2f}" for name in ("convnet_gp_ntk", "convnet_gp")]
+    assert f"{errors[0]} and {errors[1]} % with the ConvNet and 20,000 training images" in " ".join(readme.split())
 
 
 def differing(folder, images, run="convnet_gp", other="convnet_gp_pool_5", root=POOLING):
