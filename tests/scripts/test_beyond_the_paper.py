@@ -157,6 +157,44 @@ def test_the_other_kernels_are_what_is_stored():
     assert f"(p = {values[0]:.1f} and {values[1]:.1f})" in text
 
 
+def test_the_other_kernels_on_fashion_mnist_are_what_is_stored():
+    without, noisy = (
+        {name: r for name, r in stored(folder).items() if not name.startswith("convnet_gp")}
+        for folder in ("fashion_mnist", "fashion_mnist_noise")
+    )
+    rows = table(section("The other kernels with pools", "fashion_mnist"), "leave-one-out chooses")
+    assert rows.keys() == without.keys() == noisy.keys()
+
+    def told(r):
+        density = r["scaled_log_marginal_likelihood"] / r["N_train"] / 10
+        errors = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
+        return [*errors, f"{r['scores']['test']['negative_log_likelihood']:.3f}", f"{density:.3f}"]
+
+    for name, r in noisy.items():
+        assert [one["noise"] for one in r["noise_search"]] == [0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+        assert without[name]["noise"] == 0
+        assert rows[name][1:] == [*told(without[name]), f"{r['noise']:g}", *told(r)]
+        nll = [one["scores"]["test"]["negative_log_likelihood"] for one in (without[name], r)]
+        assert nll[1] < nll[0]
+    everything = stored("fashion_mnist_noise")
+    assert min(everything, key=lambda name: everything[name]["test_error"]) == "myrtle5"
+    assert min(everything, key=lambda name: everything[name]["scores"]["test"]["negative_log_likelihood"]) == "myrtle5"
+    page = " ".join((ROOT / "docs" / "beyond_the_paper.md").read_text().split())
+    of_residual, of_resnet = (
+        [differing("fashion_mnist_noise", images, name, f"{name}_pool_5") for images in ("validation", "test")]
+        for name in ("residual_cnn_gp", "resnet_gp")
+    )
+    (right, wrong), test = of_residual
+    said = f"{right} validation images of the Residual CNN right and {wrong} wrong (p = {sign_test(right, wrong):.3f})"
+    assert f"{said}, and {test[0]} test images right and {test[1]} wrong" in page
+    (right, wrong), test = of_resnet
+    said = f"one of 5 makes {right} validation images right and {wrong} wrong, and {test[0]} test images right and"
+    assert f"{said} {test[1]} wrong (p = {sign_test(*test):.2f})" in page
+    of_myrtle = differing("fashion_mnist_noise", "test", "convnet_gp_pool_5", "myrtle5")
+    said = f"{of_myrtle[0]} test images are right by it and wrong by `convnet_gp_pool_5`, {of_myrtle[1]} the other"
+    assert f"{said} way round (p = {sign_test(*of_myrtle):.1f})" in page
+
+
 def test_the_tangent_kernel_is_what_is_stored():
     text = section("The neural tangent kernel", "mnist")
     results = stored("mnist", NTK)
