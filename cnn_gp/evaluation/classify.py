@@ -88,11 +88,12 @@ class Request:
         """
         What a result doesn't have: extras that are asked for, or some of their sizes, and the log marginal likelihood.
 
-        The latter is missing where conjugate gradients were stopped after the errors were written.
+        The latter is missing where conjugate gradients were stopped after the errors were written. An ensemble's scores
+        at the Gaussian process's output scale, as they once were, count as missing.
         """
         has_sizes = {point.N_train for point in there.learning_curve or ()}.issuperset(self.curve_sizes)
         has = {extra for extra in there.extras if extra != "learning_curve" or has_sizes}
-        if there.gaussian_process_scores is None or (
+        if there.ensemble_output_scale is None or (
             self.nngp is not None and self.nngp.description().fingerprint != there.nngp_fingerprint
         ):
             has.discard("ensemble")

@@ -9,6 +9,7 @@ import numpy as np
 from ..progress import duration
 from ..regression import ensemble, spectrum
 from ..regression.cholesky import n_operations
+from ..regression.ensemble_scale import ensemble_output_scale, n_left_out
 from ..regression.gram_matrix import KernelMatrix
 from ..regression.iterative import IterativeFactor
 from ..regression.learning_curve import learning_curve
@@ -54,12 +55,12 @@ def with_extras(
         result = replace(result, learning_curve=tuple(points))
     if request.variances or request.nngp is not None:
         n_images = request.N_vali + request.N_test
-        kind, count = (
-            ("Posterior variances", n_operations_of_variances)
-            if request.nngp is None
-            else ("Variances of the trained ensemble", ensemble.n_operations)
-        )
-        say(f"{kind} of {n_images:,} images: about {_seconds(solution, n_images, count(len(Y), n_images))}.")
+        if request.nngp is None:
+            kind, n_right_sides, count = "Posterior variances", n_images, n_operations_of_variances
+        else:
+            kind, count = "Variances of the trained ensemble", ensemble.n_operations
+            n_right_sides = n_images + n_left_out(len(Y))
+        say(f"{kind} of {n_images:,} images: about {_seconds(solution, n_right_sides, count(len(Y), n_right_sides))}.")
         for name, kernel in _kernels(run, len(Y)).items():
             n_rows = len(arrays[name])
             if request.nngp is None:
@@ -72,10 +73,12 @@ def with_extras(
         if request.nngp is None:
             result = replace(result, scores=_set_scores("", s, solution.noise_variance, arrays))
         else:
+            of_ensemble = ensemble_output_scale(StoredGram(request.nngp), solution)
             # The noise regularises the ensemble's networks; their outputs have none.
             result = replace(
                 result,
-                scores=_set_scores("", s, 0.0, arrays),
+                scores=_set_scores("", of_ensemble, 0.0, arrays),
+                ensemble_output_scale=of_ensemble,
                 gaussian_process_scores=_set_scores("gaussian_process_", s, solution.noise_variance, arrays),
                 nngp_fingerprint=request.nngp.description().fingerprint,
             )

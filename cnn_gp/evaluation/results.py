@@ -129,6 +129,8 @@ class Result:
     scores: SetScores | None = None
     gaussian_process_scores: SetScores | None = None
     """Where ``scores`` are the trained ensemble's: those of the Gaussian process with the neural tangent kernel."""
+    ensemble_output_scale: float | None = None
+    """With which ``scores`` of a trained ensemble are: of its variances, by leave-one-out."""
     leave_one_out: LeaveOneOutScores | None = None
     nngp_fingerprint: str | None = None
     """Of the run with the Gaussian process's kernel that the ensemble's variance was computed with."""

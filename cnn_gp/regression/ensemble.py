@@ -39,7 +39,7 @@ def ensemble_variances(
     N = len(solution.alpha)
     variances = K.diagonal()[:n_rows].astype(np.float64)
     of_process = T.diagonal()[:n_rows].astype(np.float64)
-    at_a_time = _images_at_a_time(N, K_train.n_max)
+    at_a_time = images_at_a_time(N, K_train.n_max)
     with Progress(n_rows, "variances of the ensemble") as progress:
         for first in range(0, n_rows, at_a_time):
             last = min(first + at_a_time, n_rows)
@@ -52,7 +52,7 @@ def ensemble_variances(
             for start, rows in _rows_between(K, first, last, N):
                 columns = weights[:, start - first : start - first + len(rows)]
                 variances[start : start + len(rows)] -= 2 * np.einsum("ij,ji->i", rows, columns)
-            variances[first:last] += _quadratic_forms(K_train, weights)
+            variances[first:last] += quadratic_forms(K_train, weights)
     # At a training image, without noise, the variance is 0 up to rounding.
     return np.maximum(variances, 0), np.maximum(of_process, 0)
 
@@ -76,26 +76,13 @@ def check_memory(gram: GramMatrix, N: int, *, has_factor: bool) -> None:
     )
 
 
-def _n_bytes(N: int, n_max: int, n_images: int) -> int:
-    """The memory for the weights of so many images: with the copies of a row of tiles that solving makes."""
-    return 8 * N * n_images + 8 * n_max * n_images + 5 * 8 * N * max(n_max, GATHERED)
-
-
-def _images_at_a_time(N: int, n_max: int) -> int:
+def images_at_a_time(N: int, n_max: int) -> int:
     """How many images' weights half of the memory that is available holds: at least as many as a row of tiles has."""
     fixed = _n_bytes(N, n_max, 0)
     return max(n_max, int(memory.available() / 2 - fixed) // (_n_bytes(N, n_max, 1) - fixed))
 
 
-def _rows_between(kernel: KernelMatrix, first: int, last: int, N: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, rows [b, N] in float64) of the rows ``first`` to ``last``."""
-    for start, entries in leading_rows(kernel, last):
-        skipped = max(0, first - start)
-        if skipped < len(entries):
-            yield start + skipped, entries[skipped:, :N].astype(np.float64)
-
-
-def _quadratic_forms(gram: GramMatrix, B: np.ndarray) -> np.ndarray:
+def quadratic_forms(gram: GramMatrix, B: np.ndarray) -> np.ndarray:
     """b^T K b for each column b of B [N, m], with the leading [N, N] of K, of which the upper triangle is read."""
     N = len(B)
     result = np.zeros(B.shape[1])
@@ -107,3 +94,16 @@ def _quadratic_forms(gram: GramMatrix, B: np.ndarray) -> np.ndarray:
         products = rows[:, :n] @ own + 2 * (rows[:, n:] @ B[start + n :])
         result += np.einsum("ij,ij->j", own, products)
     return result
+
+
+def _n_bytes(N: int, n_max: int, n_images: int) -> int:
+    """The memory for the weights of so many images: with the copies of a row of tiles that solving makes."""
+    return 8 * N * n_images + 8 * n_max * n_images + 5 * 8 * N * max(n_max, GATHERED)
+
+
+def _rows_between(kernel: KernelMatrix, first: int, last: int, N: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows [b, N] in float64) of the rows ``first`` to ``last``."""
+    for start, entries in leading_rows(kernel, last):
+        skipped = max(0, first - start)
+        if skipped < len(entries):
+            yield start + skipped, entries[skipped:, :N].astype(np.float64)

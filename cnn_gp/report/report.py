@@ -221,7 +221,10 @@ def _uncertainty(report: _Report) -> list[Block]:
         return []
     header = ["run", "variance of", "NLL, nats", "Brier score", "expected calibration error"]
     rows = [[run, kind, *(f"{number:.4f}" for number in vars(scores).values())] for run, kind, scores in scored]
-    said = Paragraph("On the test images, with the output scale of maximum marginal likelihood.")
+    text = "On the test images, with the output scale of maximum marginal likelihood"
+    if any(r.ensemble_output_scale is not None for r in report.results):
+        text += "; a trained ensemble's is that of maximum leave-one-out density"
+    said = Paragraph(f"{text}.")
     blocks: list[Block] = [Heading("Uncertainty"), Table(header, rows, "llrrr"), said]
     arrays = {r.run: report.arrays(r) for r in report.drawn if r.scores is not None}
     curves = {run: (a["log_probabilities_test"], a["labels_test"]) for run, a in arrays.items()}

@@ -107,6 +107,20 @@ def test_a_request_gets_the_extras_of_the_result_that_it_replaces():
     assert whole.curve_sizes == (100, 500, 1000)
 
 
+def test_an_ensembles_scores_without_its_own_output_scale_are_computed_again():
+    class Run:
+        class Description:
+            fingerprint = "cd"
+
+        description = Description
+
+    there = replace(PLAIN, extras=("ensemble",), scores=FULL.scores, nngp_fingerprint="cd", ensemble_output_scale=2.0)
+    request = Request(1000, 20, 30, nngp=Run())
+    assert request.lacking(there) == []
+    assert request.lacking(replace(there, ensemble_output_scale=None)) == ["ensemble"]
+    assert request.lacking(replace(there, nngp_fingerprint="ef")) == ["ensemble"]
+
+
 def test_the_papers_errors_stand_beside_mnists():
     of_paper = replace(PLAIN, run="convnet_gp", dataset="mnist")
     lines = errors_as_text([PLAIN, of_paper]).splitlines()

@@ -43,7 +43,7 @@ def dense(data, X, N):
 @pytest.mark.parametrize("read", [stored, lambda run: in_memory(run, 6)])
 @pytest.mark.parametrize("at_a_time", [3, 100])
 def test_the_variances_are_the_formulas(runs, N, read, at_a_time, monkeypatch):
-    monkeypatch.setattr(ensemble, "_images_at_a_time", lambda N, n_max: at_a_time)
+    monkeypatch.setattr(ensemble, "images_at_a_time", lambda N, n_max: at_a_time)
     monkeypatch.setattr("cnn_gp.regression.predict.GATHERED", 3)
     data, T_run, K_run = runs
     T, Tv, Tt = read(T_run)
@@ -84,6 +84,6 @@ def test_the_memory_is_asked_for_first(runs, monkeypatch):
 
 def test_as_many_images_at_a_time_as_memory_holds(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 20_000_000_000)
-    assert 10_000 < ensemble._images_at_a_time(50_000, 200) < 25_000
+    assert 10_000 < ensemble.images_at_a_time(50_000, 200) < 25_000
     monkeypatch.setattr(memory, "available", lambda: 1000)
-    assert ensemble._images_at_a_time(50_000, 200) == 200
+    assert ensemble.images_at_a_time(50_000, 200) == 200

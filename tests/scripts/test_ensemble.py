@@ -52,8 +52,13 @@ def test_the_variances_are_the_formulas(workdir):
     expected = K_tt - 2 * np.einsum("tx,xt->t", K_tx, weights) + np.einsum("xt,xy,yt->t", weights, K_xx, weights)
     with np.load(workdir / "results" / "seed_15_ntk_predictions.npz") as arrays:
         np.testing.assert_allclose(arrays["variances_test"], expected, rtol=1e-6, atol=1e-9 * K_tt.max())
-        log_p = log_probabilities(arrays["test"], result["output_scale"] * arrays["variances_test"])
+        log_p = log_probabilities(arrays["test"], result["ensemble_output_scale"] * arrays["variances_test"])
         np.testing.assert_allclose(arrays["log_probabilities_test"], log_p)
+    # All 40 training images are left out in turn.
+    A = np.linalg.inv(T_xx + added * np.eye(40))
+    with np.load(workdir / "results" / "seed_15_ntk_predictions.npz") as arrays:
+        ratios = arrays["alpha"] ** 2 / np.diag(A @ K_xx @ A)[:, None]
+    assert result["ensemble_output_scale"] == pytest.approx(ratios.mean(), rel=1e-4)
     # The Gaussian process's beside them are those of --variances.
     ended = script("classify_gp", *NTK, f"--path={workdir}", "--variances", "--noise=1e-3", "--csv_dir=process")
     assert ended.status == 0, ended.stderr
@@ -64,6 +69,7 @@ def test_the_variances_are_the_formulas(workdir):
     rows = [f"{of_process['test']['negative_log_likelihood']:.4f}", f"{result['scores']['test']['brier_score']:.4f}"]
     page = report(workdir)
     assert re.search(rf"seed_15_ntk +\| trained ensemble +\| +\S+ \| +{rows[1]} \|", page)
+    assert "a trained ensemble's is that of maximum leave-one-out density." in page
     assert re.search(rf"seed_15_ntk +\| Gaussian process +\| +{rows[0]} \|", page)
 
 
@@ -81,7 +87,7 @@ def test_a_result_keeps_the_variance_that_it_has(workdir, tmp_path):
     assert "is there without leave_one_out" in script("classify_gp", *flags, "--leave_one_out").stdout
     after = json.loads((tmp_path / "seed_15_ntk.json").read_text())
     assert after["extras"] == ["ensemble", "leave_one_out"]
-    for key in ("scores", "nngp_fingerprint"):
+    for key in ("scores", "nngp_fingerprint", "ensemble_output_scale"):
         assert after[key] == before[key]
     # The same numbers in other tiles are another run.
     other = [*SIZES, *MODEL, "--n_max=11", "--run_name=other_tiles", f"--path={workdir}"]
