@@ -18,6 +18,7 @@ from cnn_gp.cluster import Cluster
 from cnn_gp.compute.scheduler import compute_run
 from cnn_gp.errors import UserError
 from cnn_gp.regression.ensemble import ensemble_variances
+from cnn_gp.regression.ensemble_scale import ensemble_output_scale
 from cnn_gp.regression.iterative import Iterative
 from cnn_gp.regression.learning_curve import learning_curve
 from cnn_gp.regression.leave_one_out import leave_one_out
@@ -86,6 +87,7 @@ def test_the_solve_on_a_cluster_equals_the_one_here(tmp_path, client, N, from_ar
         close(posterior_variances(kernel, there, n), posterior_variances(kernel, here, n))
         # With the same kernel in place of the Gaussian process's.
         close(*(ensemble_variances(kernel, kernel, Kxx, solution, n) for solution in (there, here)), atol=1e-8)
+    close(ensemble_output_scale(Kxx, there), ensemble_output_scale(Kxx, here))
     close(leave_one_out(there, Y).variances, leave_one_out(here, Y).variances)
     curves = [learning_curve(s, Y, [4, 6, 8, N], (Kxvx, data.Yv), (Kxtx, data.Yt)) for s in (there, here)]
     for one, other in zip(*curves, strict=True):
