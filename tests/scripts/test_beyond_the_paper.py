@@ -208,10 +208,12 @@ def test_the_tangent_kernel_is_what_is_stored():
     process, tangent = results["convnet_gp"], results["convnet_gp_ntk"]
     for of_process, of_tangent in zip(process["learning_curve"], tangent["learning_curve"], strict=True):
         assert of_process["test_error"] < of_tangent["test_error"]
-    scale = {name: r["output_scale"] * process["mean_diagonal"] for name, r in results.items()}
+    scales = (tangent["ensemble_output_scale"], process["output_scale"], tangent["output_scale"])
+    of_outputs = [scale * process["mean_diagonal"] for scale in scales]
     told = " ".join(text.split())
-    assert f"networks' outputs is {scale['convnet_gp_ntk']:.3f}, and at the scale" in told
-    assert f"most likely {scale['convnet_gp']:.2f}." in told
+    assert f"their prior variance is {of_outputs[0]:.2f} where leave-one-out of the trained ensemble puts it" in told
+    assert f"and {of_outputs[1]:.2f} where the marginal likelihood of `convnet_gp`" in told
+    assert f"At the scale at which the NTK is most likely it would be {of_outputs[2]:.3f}" in told
     right, wrong = differing("mnist", "test", other="convnet_gp_ntk", root=NTK)
     said = (
         f"it makes {right} test images right that the Gaussian process of random networks has wrong, and {wrong} others"
@@ -226,6 +228,8 @@ def test_the_tangent_kernel_is_what_is_stored():
     for name, sets in scores.items():
         keys = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
         assert rows[name][1:] == [f"{sets['test'][key]:.4f}" for key in keys]
+    nll = {kind: sets["test"]["negative_log_likelihood"] for kind, sets in scores.items()}
+    assert f"an NLL that is {nll['--ensemble'] / nll['convnet_gp_ntk'] - 1:.0%} larger".replace("%", " %") in told
     rows = table(text, "Leave-one-out chooses no noise")
     for name, r in stored("mnist_noise", NTK).items():
         assert [one["noise"] for one in r["noise_search"]] == [0, 1e-4, 1e-3, 1e-2] and r["noise"] == 0
