@@ -10,9 +10,9 @@ from cnn_gp.kernels.architectures import build_kernel
 from helpers.documents import table
 from helpers.paths import ROOT
 
-POOLING = ROOT / "results" / "pooling"
-NTK = ROOT / "results" / "ntk"
-FASHION = ROOT / "results" / "fashion_mnist"
+RESULTS = ROOT / "results"
+POOLING = RESULTS / "pooling"
+NTK = RESULTS / "ntk"
 #: The page's headings of the data sets.
 DATA_SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
@@ -23,22 +23,24 @@ def section(heading, data_set):
     return text.split(f"\n## {heading}\n")[1].split(f"\n### {DATA_SETS[data_set]}", 1)[1]
 
 
-def test_fashion_mnist_with_all_images_is_what_is_stored():
-    r = json.loads((FASHION / "convnet_gp.json").read_text())
-    assert (r["N_train"], r["N_vali"], r["N_test"], r["noise"], r["jitter"]) == (50_000, 10_000, 10_000, 0, 0)
-    page = (ROOT / "docs" / "beyond_the_paper.md").read_text().split("## Fashion-MNIST, 50,000 training images")[1]
-    scores = r["scores"]["test"]
-    expected = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
-    for key in ("negative_log_likelihood", "brier_score", "expected_calibration_error"):
-        expected.append(f"{scores[key]:.4f}")
-    assert table(page, "Errors in %")["convnet_gp"][1:] == expected
-    points = r["learning_curve"]
-    assert table(page, "N_train images")["convnet_gp"][1:] == [f"{point['test_error']:.2f}" for point in points]
-
-
 def stored(folder, root=POOLING, runs="*"):
     """The results of a folder by their runs."""
     return {path.stem: json.loads(path.read_text()) for path in root.joinpath(folder).glob(f"{runs}.json")}
+
+
+def test_fashion_mnist_with_all_images_is_what_is_stored():
+    results = stored("fashion_mnist", RESULTS)
+    page = (ROOT / "docs" / "beyond_the_paper.md").read_text().split("## Fashion-MNIST, 50,000 training images")[1]
+    errors, curves = table(page, "Errors in %"), table(page, "N_train images")
+    assert errors.keys() == curves.keys() == results.keys()
+    for name, r in results.items():
+        assert (r["N_train"], r["N_vali"], r["N_test"], r["noise"], r["jitter"]) == (50_000, 10_000, 10_000, 0, 0)
+        expected = [f"{r[key]:.2f}" for key in ("validation_error", "test_error")]
+        for key in ("negative_log_likelihood", "brier_score", "expected_calibration_error"):
+            expected.append(f"{r['scores']['test'][key]:.4f}")
+        assert errors[name][1:] == expected
+        assert [point["N_train"] for point in r["learning_curve"]] == [500, 1000, 2000, 5000, 10_000, 20_000, 50_000]
+        assert curves[name][1:] == [f"{point['test_error']:.2f}" for point in r["learning_curve"]]
 
 
 def of_convnet(folder):
@@ -300,7 +302,7 @@ def test_what_the_readme_says_is_what_is_stored():
                 fashion["convnet_gp_pool_5"],
                 5,
             ),
-            row("Fashion-MNIST", 50_000, "ConvNet GP", json.loads((FASHION / "convnet_gp.json").read_text())),
+            row("Fashion-MNIST", 50_000, "ConvNet GP", stored("fashion_mnist", RESULTS)["convnet_gp"]),
         )
     ]
     tangent = stored("mnist", NTK)
