@@ -41,6 +41,12 @@ def test_fashion_mnist_with_all_images_is_what_is_stored():
         assert errors[name][1:] == expected
         assert [point["N_train"] for point in r["learning_curve"]] == [500, 1000, 2000, 5000, 10_000, 20_000, 50_000]
         assert curves[name][1:] == [f"{point['test_error']:.2f}" for point in r["learning_curve"]]
+    told = " ".join(page.split())
+    test, vali = (
+        differing("fashion_mnist", x, "convnet_gp", "residual_cnn_gp", RESULTS) for x in ("test", "validation")
+    )
+    said = f"{test[1]} are right by the ConvNet and {test[0]} by the Residual CNN (p = {sign_test(*test):.1f}), of the"
+    assert f"{said} validation images {vali[1]} and {vali[0]} (p = {sign_test(*vali):.1f})" in told
 
 
 def of_convnet(folder):
