@@ -42,11 +42,16 @@ def test_fashion_mnist_with_all_images_is_what_is_stored():
         assert [point["N_train"] for point in r["learning_curve"]] == [500, 1000, 2000, 5000, 10_000, 20_000, 50_000]
         assert curves[name][1:] == [f"{point['test_error']:.2f}" for point in r["learning_curve"]]
     told = " ".join(page.split())
-    test, vali = (
-        differing("fashion_mnist", x, "convnet_gp", "residual_cnn_gp", RESULTS) for x in ("test", "validation")
-    )
-    said = f"{test[1]} are right by the ConvNet and {test[0]} by the Residual CNN (p = {sign_test(*test):.1f}), of the"
-    assert f"{said} validation images {vali[1]} and {vali[0]} (p = {sign_test(*vali):.1f})" in told
+    for other in ("convnet_gp", "residual_cnn_gp"):
+        for point, of_resnet in zip(
+            results[other]["learning_curve"], results["resnet_gp"]["learning_curve"], strict=True
+        ):
+            assert of_resnet["test_error"] < point["test_error"]
+    right, wrong = differing("fashion_mnist", "test", "convnet_gp", "resnet_gp", RESULTS)
+    said = f"{right} test images are right by it and wrong by the ConvNet, {wrong} the other way round"
+    assert f"{said} (p = {sign_test(right, wrong):.0e})" in told
+    right, wrong = differing("fashion_mnist", "test", "convnet_gp", "residual_cnn_gp", RESULTS)
+    assert f"no difference is seen: {wrong} and {right} (p = {sign_test(right, wrong):.1f})" in told
 
 
 def of_convnet(folder):
@@ -294,6 +299,7 @@ def test_what_the_readme_says_is_what_is_stored():
         )
 
     few, many, fashion = stored("mnist"), stored("mnist_10000"), stored("fashion_mnist_noise")
+    every = stored("fashion_mnist", RESULTS)
     assert [" ".join(line.split()) for line in lines] == [
         " ".join(line.split())
         for line in (
@@ -308,7 +314,10 @@ def test_what_the_readme_says_is_what_is_stored():
                 fashion["convnet_gp_pool_5"],
                 5,
             ),
-            row("Fashion-MNIST", 50_000, "ConvNet GP", stored("fashion_mnist", RESULTS)["convnet_gp"]),
+            *(
+                row("Fashion-MNIST", 50_000, f"{kernel} GP", every[f"{name}_gp"])
+                for kernel, name in (("ConvNet", "convnet"), ("Residual CNN", "residual_cnn"), ("ResNet", "resnet"))
+            ),
         )
     ]
     tangent = stored("mnist", NTK)
