@@ -130,6 +130,31 @@ def assert_noises_are_told(folder, rows):
         assert rows[name][1:] == [*densities_told(r), *chosen]
 
 
+def test_the_noises_at_20000_images_are_what_is_stored():
+    page = (ROOT / "docs" / "beyond_the_paper.md").read_text().split("training images: it chooses 0.01\n")[1]
+    noisy, every = stored("fashion_mnist_20000_noise", RESULTS), stored("fashion_mnist", RESULTS)
+    densities, probabilities = table(page, "without a pool"), table(page, "class probabilities of the test images")
+    assert densities.keys() == probabilities.keys() == noisy.keys() == every.keys()
+    for name, r in noisy.items():
+        assert (r["N_train"], r["N_vali"], r["N_test"], r["jitter"]) == (20_000, 10_000, 10_000, 0)
+        assert [one["noise"] for one in r["noise_search"]] == [0, 1e-4, 1e-3, 1e-2, 1e-1] and r["noise"] == 0.01
+        (without,) = (p["test_error"] for p in every[name]["learning_curve"] if p["N_train"] == 20_000)
+        assert without < r["test_error"]
+        assert densities[name][1:] == [*densities_told(r), "0.01", f"{without:.2f}", f"{r['test_error']:.2f}"]
+        keys = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
+        assert probabilities[name][1:] == [f"{r['scores']['test'][key]:.4f}" for key in keys]
+        nll = [one["scores"]["test"]["negative_log_likelihood"] for one in (every[name], r)]
+        assert nll[1] < nll[0]
+        tried = {one["noise"]: one for one in r["noise_search"]}
+        assert min(tried, key=lambda noise: tried[noise]["leave_one_out"]["error"]) == 1e-3
+        by_validation = min(tried, key=lambda noise: tried[noise]["validation_error"])
+        assert by_validation == (1e-2 if name == "residual_cnn_gp" else 1e-3)
+    names = ("convnet_gp", "residual_cnn_gp", "resnet_gp")
+    left_out = [noisy[name]["noise_search"][2]["leave_one_out"]["error"] for name in names]
+    said = f"with 0.001 ({left_out[0]:.3f}, {left_out[1]:.3f} and {left_out[2]:.3f} %)"
+    assert said in " ".join(page.split())
+
+
 def densities_told(result):
     """The cells of a result's noises."""
     per_image = [one["leave_one_out"]["log_predictive_density"] / result["N_train"] for one in result["noise_search"]]
