@@ -130,7 +130,7 @@ class Result:
     gaussian_process_scores: SetScores | None = None
     """Where ``scores`` are the trained ensemble's: those of the Gaussian process with the neural tangent kernel."""
     ensemble_output_scale: float | None = None
-    """With which ``scores`` of a trained ensemble are: of its variances, by leave-one-out."""
+    """Of a trained ensemble: the factor of its variances in ``scores``, found by leave-one-out."""
     leave_one_out: LeaveOneOutScores | None = None
     nngp_fingerprint: str | None = None
     """Of the run with the Gaussian process's kernel that the ensemble's variance was computed with."""
