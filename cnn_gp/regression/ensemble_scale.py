@@ -3,9 +3,9 @@ The output scale of an ensemble of trained networks: the factor of its variance,
 
 Trained networks whose outputs begin with a larger variance have the same mean and a larger variance. The marginal
 likelihood of the neural tangent kernel says nothing of that variance, which is another kernel's. Leave-one-out does, in
-closed form. With A the inverse of the system's matrix, the ensemble that is trained without image i errs there by
-r_i = alpha_i / A_ii (Rasmussen & Williams 2006, equation 5.12). This error is linear in the initial outputs, with the
-weights A_ij / A_ii for j = 1 ... N: its variance is v_i = (A K A)_ii / A_ii^2.
+closed form. With B = A^-1 the inverse of the system's matrix, the ensemble that is trained without image i errs there
+by r_i = alpha_i / B_ii (Rasmussen & Williams 2006, equation 5.12). This error is linear in the initial outputs, with
+the weights B_ij / B_ii for j = 1 ... N: its variance is v_i = (B K B)_ii / B_ii^2.
 """
 
 import numpy as np
