@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("images", help="a .npy file, float32 [N, H, W, C]")
     parser.add_argument("--kernel", choices=["nngp", "ntk"], default="nngp")
-    parser.add_argument("--pool", default="none", help="before the readout: none, pixels on a side, or global")
+    parser.add_argument(
+        "--pool", default="none", help="before the readout: none, positions of the feature map on a side, or global"
+    )
     parser.add_argument("--batches", default="8,16,32", help="batch sizes to try; the best is reported")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()

@@ -49,7 +49,8 @@ def define_pool() -> None:
     flags.DEFINE_string(
         "pool",
         "none",
-        "Average pool before the first dense layer: none, global, or its pixels on a side (stride 1, SAME).",
+        "Average pool before the first dense layer: none, global, or how many positions of the feature map on a side "
+        "(stride 1, SAME).",
     )
 
 
@@ -57,7 +58,11 @@ def define_runs() -> None:
     """--runs, and lists as --kernel and --pool: each network with each pool and kernel."""
     flags.DEFINE_list("runs", None, "Models and seeds of the random search, separated by commas.", required=True)
     flags.DEFINE_list("kernel", ["nngp"], f"Some of {', '.join(KERNELS)}.")
-    flags.DEFINE_list("pool", ["none"], "Pools before the first dense layer: none, global, or pixels on a side.")
+    flags.DEFINE_list(
+        "pool",
+        ["none"],
+        "Pools before the first dense layer: none, global, or how many positions of the feature map on a side.",
+    )
 
 
 def runs() -> list[tuple[str, int, str, Pool | None]]:

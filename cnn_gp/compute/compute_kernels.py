@@ -56,7 +56,7 @@ class Request:
     kernel: str = "nngp"
     """"nngp" or "ntk"."""
     pool: Pool | None = None
-    """Pixels on a side of an average pool before the first dense layer, or "global"."""
+    """Positions on a side of an average pool before the first dense layer, or "global"."""
     kernel_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments of :func:`cnn_gp.build_kernel`, from ``allow_skip`` on."""
     run_name: str | None = None

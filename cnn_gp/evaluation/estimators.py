@@ -37,7 +37,7 @@ class NNGPClassifier(ClassifierMixin, NNGPEstimator):
     :param kernel: a model's name ("resnet_gp", "convnet_gp", "myrtle5", ...: see :func:`cnn_gp.build_kernel`), a
         network of layers, or a kernel such as :class:`cnn_gp.NNGPKernel`. None: "resnet_gp" for images, and a
         network of two hidden layers with ReLUs for vectors.
-    :param pool: an average pool before the first dense layer: pixels on a side, or "global".
+    :param pool: an average pool before the first dense layer: positions of its map on a side, or "global".
     :param ntk: the neural tangent kernel in place of the Gaussian process's.
     :param noise: observation noise, relative to the kernel's mean diagonal: a number, or "loo" or "validation", which
         choose it from a grid with a factorisation each: by the leave-one-out log predictive density, in closed form, or

@@ -45,7 +45,7 @@ def hyperparameters(kernel: dict[str, Any]) -> Hyperparameters:
 
 
 def readout_pool(kernel: dict[str, Any]) -> int | str | None:
-    """The average pool before the first dense layer, as ``--pool`` has it: None, pixels on a side, or "global"."""
+    """The average pool before the first dense layer, as ``--pool`` has it: None, positions on a side, or "global"."""
     layers = kernel["network"].get("layers", [])
     readout = next((i for i, layer in enumerate(layers) if layer["layer"] == "Dense"), 0)
     pool = layers[readout - 1] if readout else {"layer": None}

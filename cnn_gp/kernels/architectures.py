@@ -25,7 +25,7 @@ MODELS = (*PAPER_MODELS, *MYRTLE_STAGES, "random")
 #: A network's kernels: of its Gaussian process, or of its training by gradient descent.
 KERNELS = ("nngp", "ntk")
 
-#: A pool before the readout: of so many pixels on a side, or of the whole map.
+#: A pool before the readout: of so many positions of its map on a side, or of the whole map.
 Pool = int | Literal["global"]
 
 #: Errors on MNIST in %, validation and test, as the paper's authors report them.
@@ -43,7 +43,9 @@ def parse_pool(text: str) -> Pool | None:
     if text in ("none", "global"):
         return None if text == "none" else "global"
     if not (text.isdecimal() and len(text) < 5 and int(text)):
-        raise UserError(f"--pool is {text!r}; expected none, global, or how many pixels on a side: --pool=5.")
+        raise UserError(
+            f"--pool is {text!r}; expected none, global, or how many positions of the feature map on a side: --pool=5."
+        )
     return int(text)
 
 
@@ -69,8 +71,8 @@ def build_kernel(
         the network of ``seed``; "myrtle5" and "myrtle7" are those of Shankar et al. 2020 (arXiv:2003.02237).
     :param input_shape: [C, *positions] of the images.
     :param kernel: "nngp", of the network's Gaussian process, or "ntk", its neural tangent kernel.
-    :param pool: an average pool before the first dense layer: of ``pool`` x ``pool`` pixels with stride 1 and padding
-        SAME, or "global", of the whole map. None: the network's own readout.
+    :param pool: an average pool before the first dense layer: of ``pool`` x ``pool`` positions with stride 1 and
+        padding SAME, or "global", of the whole map. None: the network's own readout.
     :param depth: layers of the ResNet: 2 * n_blocks * n + 2 for n units in each of ``n_blocks`` blocks, whose strides
         are 1, 2, 2, ...
     :param var_weight, var_bias, multiply_by_sqrt2: in place of the model's own.

@@ -85,7 +85,7 @@ def by_pool(results: Sequence[Result]) -> Figure | None:
             shifted = np.array(places) + beside
             axes.vlines(shifted, errors - deviations, errors + deviations, color=f"C{index}", lw=0.8, alpha=0.6)
     axes.set_xticks(range(len(pools)), [_in_words(pool) for pool in pools])
-    axes.set(xlabel="average pool before the readout, pixels on a side", ylabel="error in %")
+    axes.set(xlabel="average pool before the readout, positions on a side", ylabel="error in %")
     if len(sizes) == 1:
         title = [f"{sizes.pop():,} training images", *filter(None, [_of_what(shown)])]
         axes.set_title(": ".join(title), fontsize="medium")

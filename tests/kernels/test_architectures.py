@@ -100,7 +100,9 @@ def test_run_names():
 def test_pools_by_name():
     assert [parse_pool(text) for text in ("none", "global", "5")] == [None, "global", 5]
     for text in ("0", "-1", "2x2", "", "99999", "\u0665\u0665x"):
-        with pytest.raises(UserError, match="expected none, global, or how many pixels on a side: --pool=5"):
+        with pytest.raises(
+            UserError, match="expected none, global, or how many positions of the feature map on a side: --pool=5"
+        ):
             parse_pool(text)
 
 
