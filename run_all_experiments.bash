@@ -23,7 +23,7 @@ WORKDIR=${WORKDIR:-runs/$(basename "$DATASET" .npz)}
 SEEDS=${SEEDS-1 12 13 36 47}      # seeds of the random search; empty: none
 MODELS=${MODELS-convnet_gp residual_cnn_gp resnet_gp}
 KERNELS=${KERNELS:-nngp}          # nngp, ntk: of each of the networks above
-POOLS=${POOLS:-none}              # average pools before the first dense layer: none, global, or pixels on a side
+POOLS=${POOLS:-none}              # average pools before the first dense layer: none, global, or positions of the feature map on a side
 KEEP_TILES=${KEEP_TILES:-1}       # 0: delete a run's tiles once its result is verified
 EXTRAS=${EXTRAS---variances --leave_one_out --learning_curve=auto}   # of classify_gp.py; empty: errors only
 PYTHON=${PYTHON:-python}

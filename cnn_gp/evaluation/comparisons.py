@@ -7,7 +7,7 @@ error. The sign test, which for two classifiers is McNemar's exact test, looks a
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest
@@ -42,18 +42,31 @@ def comparisons(predictions: Mapping[str, Mapping[str, np.ndarray]]) -> list[Com
         "labels_test" [N], as :meth:`~cnn_gp.evaluation.result_files.ResultFiles.read_arrays` gives them; a set may be
         missing.
     """
+    return [
+        one
+        for run, other in itertools.combinations(predictions, 2)
+        for one in compare(run, predictions[run], other, predictions[other])
+    ]
+
+
+def compare(
+    run: str, of_run: Mapping[str, np.ndarray], other: str, of_other: Mapping[str, np.ndarray]
+) -> list[Comparison]:
+    """
+    Two runs, on the sets of images whose labels are the same in both.
+
+    :param of_run, of_other: arrays as :func:`comparisons` takes them.
+    """
     found = []
-    for run, other in itertools.combinations(predictions, 2):
-        for key, name in SETS.items():
-            of_run, of_other = predictions[run], predictions[other]
-            if key not in of_run or key not in of_other:
-                continue
-            labels = of_run[f"labels_{key}"]
-            if not np.array_equal(labels, of_other[f"labels_{key}"]):
-                continue
-            right, other_right = (arrays[key].argmax(axis=1) == labels for arrays in (of_run, of_other))
-            counts = int(np.sum(right & ~other_right)), int(np.sum(other_right & ~right))
-            found.append(Comparison(run, other, name, len(labels), *counts, sign_test(*counts)))
+    for key, name in SETS.items():
+        if key not in of_run or key not in of_other:
+            continue
+        labels = of_run[f"labels_{key}"]
+        if not np.array_equal(labels, of_other[f"labels_{key}"]):
+            continue
+        right, other_right = (arrays[key].argmax(axis=1) == labels for arrays in (of_run, of_other))
+        counts = int(np.sum(right & ~other_right)), int(np.sum(other_right & ~right))
+        found.append(Comparison(run, other, name, len(labels), *counts, sign_test(*counts)))
     return found
 
 
@@ -69,18 +82,30 @@ def as_csv(found: Sequence[Comparison]) -> str:
 
 def as_table(found: Sequence[Comparison], reference: str) -> Table:
     """A line for each run that is compared with a reference: on each set, images that only one of the two has right."""
+    turned = [
+        one
+        if one.other == reference
+        else replace(
+            one,
+            run=one.other,
+            other=one.run,
+            only_run_right=one.only_other_right,
+            only_other_right=one.only_run_right,
+        )
+        for one in found
+        if reference in (one.run, one.other)
+    ]
+    return as_table_of_runs(turned, reference)
+
+
+def as_table_of_runs(found: Sequence[Comparison], other: str) -> Table:
+    """A line for each run: on each set, images that only it has right, and only what it is compared with, ``other``."""
     header = ["run"]
     for name in SETS.values():
-        header += [f"{name}: only it right", f"only {reference} right", "p"]
+        header += [f"{name}: only it right", f"only {other} right", "p"]
     rows: dict[str, list[str]] = {}
     for one in found:
-        if reference not in (one.run, one.other):
-            continue
-        its, references = one.only_run_right, one.only_other_right
-        run = one.run
-        if one.run == reference:
-            run, its, references = one.other, references, its
-        cells = rows.setdefault(run, [""] * (len(header) - 1))
+        cells = rows.setdefault(one.run, [""] * (len(header) - 1))
         first = 3 * list(SETS.values()).index(one.images)
-        cells[first : first + 3] = [f"{its:,}", f"{references:,}", f"{one.p_value:.2g}"]
+        cells[first : first + 3] = [f"{one.only_run_right:,}", f"{one.only_other_right:,}", f"{one.p_value:.2g}"]
     return Table(header, [[run, *cells] for run, cells in rows.items()], "l" + "r" * (len(header) - 1))

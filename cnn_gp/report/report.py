@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..evaluation import comparisons, search_table
+from ..evaluation.comparisons import Comparison
 from ..evaluation.errors_table import errors_table, papers_footnote, percent
 from ..evaluation.metrics import confidently_wrong
 from ..evaluation.out_of_distribution import Files, table
@@ -53,6 +54,7 @@ class _Report:
     workdir: Path
     folder: Path
     results: list[Result]
+    compare_with: Path | None = None
     _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
@@ -84,21 +86,23 @@ class _Report:
         return Picture(name, caption)
 
 
-def write_report(workdir: Path, folder: Path, results: list[Result]) -> list[Path]:
+def write_report(workdir: Path, folder: Path, results: list[Result], compare_with: Path | None = None) -> list[Path]:
     """
     Write ``FOLDER/report.md``, its figures, PNG and SVG, in ``FOLDER/figures``, and ``FOLDER/report.html`` with them.
 
     :param folder: where the results lie.
     :param results: :func:`cnn_gp.evaluation.result_files.read_all`'s.
+    :param compare_with: another folder of results. Each run that has one there too is compared with itself, image by
+        image.
     :return: the two pages' paths.
-    :raises UserError: where nothing can be written, a page that isn't :func:`write_report`'s is there, or a run's
-        predictions can't be read.
+    :raises UserError: where nothing can be written, a page that isn't :func:`write_report`'s is there, a run's
+        predictions can't be read, or no run can be compared with itself in the other folder.
     """
     for name, first_line in _FIRST_LINES.items():
         _check_ours(folder / name, first_line)
     for place in (folder, folder / "figures"):
         remove_leftovers(place)
-    report = _Report(workdir, folder, results)
+    report = _Report(workdir, folder, results, compare_with)
     footnote = papers_footnote(results)
     blocks: list[Block] = [errors_table(results), *([] if footnote is None else [Paragraph(footnote)])]
     for section in _SECTIONS:
@@ -144,9 +148,40 @@ def _pools(report: _Report) -> list[Block]:
 def _comparisons(report: _Report) -> list[Block]:
     results = {r.run: r for r in report.drawn}
     found = comparisons.comparisons({run: report.arrays(r) for run, r in results.items()})
-    if not found:
+    elsewhere = [] if report.compare_with is None else _compared_with_themselves(report, report.compare_with)
+    if not found and not elsewhere:
         return []
-    write_atomically(report.folder / "comparisons.csv", comparisons.as_csv(found))
+    write_atomically(report.folder / "comparisons.csv", comparisons.as_csv([*found, *elsewhere]))
+    blocks: list[Block] = [Heading("Image by image")]
+    if found:
+        blocks += _compared_with_the_best(found, results)
+    if elsewhere and report.compare_with is not None:
+        name = report.compare_with.name
+        said = (
+            f"Each run beside its own result in {report.compare_with}, which is named {name}/RUN in `comparisons.csv`."
+        )
+        blocks += [comparisons.as_table_of_runs(elsewhere, f"in {name}"), Paragraph(said)]
+    return blocks
+
+
+def _compared_with_themselves(report: _Report, folder: Path) -> list[Comparison]:
+    """:raises UserError: where there is no run to compare."""
+    found = []
+    for result in report.drawn:
+        files = ResultFiles(folder, result.run)
+        other = files.read_checked()
+        if other is not None and files.arrays_path.exists():
+            arrays = files.read_arrays(other)
+            found += comparisons.compare(result.run, report.arrays(result), f"{folder.name}/{result.run}", arrays)
+    if not found:
+        raise UserError(
+            f"No run has predictions of the same images in {report.folder} and in {folder}; expected --compare_with to "
+            "name another folder of results of the same runs: check it and --csv_dir."
+        )
+    return found
+
+
+def _compared_with_the_best(found: list[Comparison], results: dict[str, Result]) -> list[Block]:
     # Of those that are compared with another.
     names = {name for one in found for name in (one.run, one.other)}
     reference = min(sorted(names), key=lambda name: results[name].validation_error)
@@ -155,7 +190,7 @@ def _comparisons(report: _Report) -> list[Block]:
         "the other way round; p is that of the two-sided sign test (McNemar's exact test). All pairs are in "
         "`comparisons.csv`."
     )
-    return [Heading("Image by image"), comparisons.as_table(found, reference), Paragraph(said)]
+    return [comparisons.as_table(found, reference), Paragraph(said)]
 
 
 def _random_search(report: _Report) -> list[Block]:

@@ -89,6 +89,36 @@ def test_runs_whose_predictions_were_left_behind_have_no_figures(tmp_path, rng):
     assert headings(page) == ["Results", "Learning curves", "Uncertainty"]
 
 
+def test_runs_are_compared_with_themselves_in_another_folder(tmp_path, rng):
+    """Run a is right about two images more here, and run b is not there."""
+    here, there = tmp_path / "noise", tmp_path / "plain"
+    labels = np.arange(12) % 3
+    of_a, of_a_there, of_b = arrays(rng), arrays(rng), arrays(rng)
+    of_a["test"] = np.eye(3)[labels]
+    of_a_there["test"] = np.eye(3)[np.where(np.arange(12) < 2, labels + 1, labels) % 3]
+    write = replace(stored(), model="convnet_gp", extras=(), learning_curve=None)
+    for folder, run, its in ((here, "a", of_a), (here, "b", of_b), (there, "a", of_a_there)):
+        folder.mkdir(exist_ok=True)
+        ResultFiles(folder, run).write(replace(write, run=run), its, None)
+    page, _ = write_report(tmp_path, here, read_all(here), there)
+    compared = (here / "comparisons.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in compared[1:]] == [["a", "b"], ["a", "plain/a"]]
+    assert compared[2].split(",")[2:] == ["test", "12", "2", "0", "0.5"]
+    table = page.read_text().partition("only in plain right")[2].splitlines()
+    assert [cell.strip() for cell in table[2].strip("|").split("|")] == ["a", "", "", "", "2", "0", "0.5"]
+    assert f"Each run beside its own result in {there}, which is named plain/RUN" in page.read_text()
+    (there / "a_predictions.npz").unlink()
+    with pytest.raises(UserError, match=r"No run has predictions of the same images in .*noise and in .*plain; expect"):
+        write_report(tmp_path, here, read_all(here), there)
+
+
+def test_compare_with_is_refused_where_it_compares_nothing(tmp_path):
+    (tmp_path / "results").mkdir()
+    flags = [f"--path={tmp_path}", "--compare_with=results"]
+    refused(script("report", *flags), "--compare_with is 'results', as --csv_dir; expected another folder of results.")
+    refused(script("report", *flags, "--csv_dir=noise", "--nofigures"), "--compare_with is part of the page, which")
+
+
 def test_the_noises_that_were_tried_and_what_chose(tmp_path):
     page, _ = write_report(tmp_path, tmp_path, [replace(PLAIN, run="a"), replace(FULL, run="b", learning_curve=None)])
     section = page.read_text().partition("## Observation noise")[2]
