@@ -90,7 +90,8 @@ def test_the_findings_are_what_is_stored():
         f"to {fashion['convnet_gp_pool_5']} from {fashion['convnet_gp']} % and to {fashion['residual_cnn_gp_pool_5']}"
         f" from {fashion['residual_cnn_gp']} %",
         f"from {noisy['convnet_gp']} to {noisy['convnet_gp_pool_5']} % ({chance})",
-        f"{tangent['convnet_gp_ntk']} to {tangent['convnet_gp']} %",
+        f"{tangent['convnet_gp_ntk']}, {tangent['residual_cnn_gp_ntk']} and {tangent['resnet_gp_ntk']} instead of"
+        f" {tangent['convnet_gp']}, {tangent['residual_cnn_gp']} and {tangent['resnet_gp']} %",
     ):
         assert said in findings
 
@@ -335,6 +336,9 @@ def test_the_errors_of_the_tangent_kernel_are_what_is_stored(data_set):
         assert [point["N_train"] for point in r["learning_curve"]] == [500, 1000, 2000, 5000, 10_000, 20_000]
         errors = [point["test_error"] for point in r["learning_curve"]]
         assert rows[name][1:] == [f"{error:.2f}" for error in (*errors, r["validation_error"])]
+    for _, process, tangent in of_tangent(data_set):
+        for of_process, of_tangent_kernel in zip(process["learning_curve"], tangent["learning_curve"], strict=True):
+            assert of_process["test_error"] < of_tangent_kernel["test_error"]
 
 
 @pytest.mark.parametrize("data_set", TANGENT_DATA_SETS)
@@ -347,6 +351,9 @@ def test_the_counts_and_scales_of_the_tangent_kernel_are_what_is_stored(data_set
         scales = (tangent["ensemble_output_scale"], process["output_scale"], tangent["output_scale"])
         variances = [f"{scale * process['mean_diagonal']:#.3g}" for scale in scales]
         assert rows[name][1:] == [str(right), str(wrong), p_value(right, wrong).removeprefix("p = "), *variances]
+    smaller = [1 - tangent["ensemble_output_scale"] / process["output_scale"] for _, process, tangent in networks]
+    said = f"the former is {100 * min(smaller):.0f} to {100 * max(smaller):.0f} % smaller"
+    assert said in " ".join(section("The neural tangent kernel", data_set).split())
 
 
 @pytest.mark.parametrize("data_set", TANGENT_DATA_SETS)
@@ -358,6 +365,18 @@ def test_the_class_probabilities_of_the_tangent_kernel_are_what_is_stored(data_s
         scores[f"{name}_ntk"] = tangent["gaussian_process_scores"]
         scores[f"{name}_ntk --ensemble"] = tangent["scores"]
     assert rows.keys() == scores.keys()
+    more = {"ensemble": [], "process": [], "brier": []}
+    for _, process, tangent in of_tangent(data_set):
+        ours, trained = tangent["gaussian_process_scores"]["test"], tangent["scores"]["test"]
+        nll = "negative_log_likelihood"
+        more["ensemble"].append(trained[nll] / ours[nll] - 1)
+        more["process"].append(ours[nll] / process["scores"]["test"][nll] - 1)
+        more["brier"].append(ours["brier_score"] / process["scores"]["test"]["brier_score"] - 1)
+        assert trained["brier_score"] == pytest.approx(ours["brier_score"], rel=0.02)
+    said = {kind: f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" for kind, shares in more.items()}
+    text = " ".join(section("The neural tangent kernel", data_set).split())
+    assert f"an NLL that is {said['ensemble']} larger" in text
+    assert f"is {said['process']} larger than that of the NNGP, the Brier score {said['brier']}." in text
     for name, sets in scores.items():
         keys = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
         assert rows[name][1:] == [f"{sets['test'][key]:.4f}" for key in keys]
