@@ -7,7 +7,7 @@ import numpy as np
 
 from ..evaluation.hyperparameters import readout_pool
 from ..evaluation.results import Result
-from .figures import Figure, label, scale_errors
+from .figures import Figure, colour, label, scale_errors
 
 #: Of no pool and of the others in their order.
 _STYLES = ("-", "--", ":", "-.", (0, (6, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)))
@@ -18,12 +18,12 @@ def learning_curves(results: Sequence[Result]) -> Figure:
     """
     Test and validation errors against the number of training images, in two panels.
 
-    Runs of one network have one colour; line and marker say which pool is before its readout. With one network its
-    pools have colours too.
+    Runs of one network have one colour, its NTK a lighter one; line and marker say which pool is before its readout.
+    With one network its pools have colours too.
     """
     figure = Figure(figsize=(9.0, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    networks, pools = _in_order(map(network, results)), _pools(results)
+    colours, pools = _colours(_in_order(map(network, results))), _pools(results)
     for axes, (name, key) in zip(panels, (("test", "test_error"), ("validation", "validation_error")), strict=True):
         for r in _by_network(results):
             points = r.learning_curve or ()
@@ -34,7 +34,7 @@ def learning_curves(results: Sequence[Result]) -> Figure:
                 ls=_STYLES[place],
                 marker=_MARKERS[place],
                 ms=4,
-                color=f"C{networks.index(network(r)) if len(networks) > 1 else pools.index(_pool(r))}",
+                color=colours[network(r)] if len(colours) > 1 else f"C{pools.index(_pool(r))}",
                 label=label(r.run),
             )
         axes.set(xscale="log", xlabel="training images", title=f"{name} images")
@@ -125,6 +125,17 @@ def _by_network(results: Iterable[Result]) -> list[Result]:
     results = list(results)
     networks, pools = _in_order(map(network, results)), _pools(results)
     return sorted(results, key=lambda r: (networks.index(network(r)), pools.index(_pool(r))))
+
+
+def _colours(networks: Sequence[str]) -> dict[str, str]:
+    """Of each: those of an NTK and of the same network's NNGP, where both are there, are two shades of one colour."""
+
+    def nngp(name: str) -> str:
+        other = name.removesuffix("_ntk")
+        return other if other in networks else name
+
+    order = _in_order(map(nngp, networks))
+    return {name: colour(order.index(nngp(name)), light=nngp(name) != name) for name in networks}
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

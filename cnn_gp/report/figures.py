@@ -16,6 +16,7 @@ from ..store.atomic import write_atomically
 
 try:
     import matplotlib
+    import matplotlib.colors
     import matplotlib.image
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -38,6 +39,11 @@ _FEW = 10
 def _figure(width: float = 5.2, height: float = 3.8) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def colour(place: int, light: bool = False) -> str:
+    """That of "C0", "C1", ..., by its place in this cycle of ten, or a lighter shade of it."""
+    return matplotlib.colors.to_hex(matplotlib.colormaps["tab20"]((2 * place + light) % 20))
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import rgb_to_hsv, to_rgb
 
 from cnn_gp.evaluation.hyperparameters import readout_pool
 from cnn_gp.evaluation.result_files import ResultFiles, read_all
@@ -78,6 +79,20 @@ def test_colour_is_the_network_and_style_the_pool(results):
             assert (one.get_color() == other.get_color()) == same_network
             styles = [(line.get_linestyle(), line.get_marker()) for line in (one, other)]
             assert (styles[0] == styles[1]) == (readout_pool(a.kernel) == readout_pool(b.kernel))
+
+
+def test_an_ntk_has_a_lighter_shade_of_its_networks_colour():
+    """The saturations of the shades differ, their hues don't; an NTK alone has a colour of its own."""
+    models = ("convnet_gp", "resnet_gp", "residual_cnn_gp")
+    shown = [result(model, None, kernel) for model in models for kernel in ("nngp", "ntk")][:-2]
+    shown.append(result("residual_cnn_gp", None, "ntk"))
+    (test, _) = comparison_figures.learning_curves(shown).axes
+    colours = {name: rgb_to_hsv(to_rgb(line.get_color())) for name, line in lines(test).items()}
+    for model in models[:2]:
+        dark, light = colours[model], colours[f"{model}_ntk"]
+        assert dark[0] == pytest.approx(light[0], abs=0.03) and dark[1] > light[1] + 0.2
+    assert len({round(float(colour[0]), 1) for colour in colours.values()}) == 3
+    assert colours["residual_cnn_gp_ntk"][1] > 0.7
 
 
 def test_with_one_network_colours_are_its_pools(results):
