@@ -42,7 +42,7 @@ def test_what_a_pool_cannot_be(tmp_path):
     place = [*SIZES, f"--path={tmp_path / 'runs'}", "--model=convnet_gp"]
     for name in ("save_kernels", "classify_gp"):
         flags = place if name == "save_kernels" else place[-2:]
-        refused(script(name, *flags, "--pool=big"), "--pool is 'big'; expected none, global, or how many pixels")
+        refused(script(name, *flags, "--pool=big"), "--pool is 'big'; expected none, global, or how many positions")
     refused(script("save_kernels", *place, "--kernel=gp"), "value should be one of <nngp|ntk>")
     refused(script("save_kernels", *place[:-1], "--model=myrtle5", "--pool=2"), "leave the pool out")
     assert not (tmp_path / "runs").exists()
