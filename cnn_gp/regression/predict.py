@@ -80,7 +80,7 @@ def posterior_means(kernel: KernelMatrix, alphas: list[np.ndarray], n_rows: int)
     """The matrix's first rows times each alpha [n, C], in one pass: of each row the first n columns count."""
     products = [np.zeros((n_rows, alpha.shape[1])) for alpha in alphas]
     with Progress(n_rows, "rows of the kernel multiplied") as progress:
-        for start, rows in _leading_float64(kernel, n_rows, max(map(len, alphas))):
+        for start, rows in leading_float64(kernel, n_rows, max(map(len, alphas))):
             for product, alpha in zip(products, alphas, strict=True):
                 product[start : start + len(rows)] = rows[:, : len(alpha)] @ alpha
             progress(len(rows))
@@ -96,7 +96,7 @@ def posterior_variances(kernel: KernelMatrix, solution: Solution, n_rows: int) -
     """
     variances = kernel.diagonal()[:n_rows].astype(np.float64)
     with Progress(n_rows, "posterior variances") as progress:
-        for start, rows in _leading_float64(kernel, n_rows, len(solution.alpha)):
+        for start, rows in leading_float64(kernel, n_rows, len(solution.alpha)):
             variances[start : start + len(rows)] -= solution.factor.quadratic_forms(rows.T)
             progress(len(rows))
     # At a training image the variance is 0 up to rounding.
@@ -108,7 +108,7 @@ def n_operations(N: int, n_images: int) -> float:
     return float(N) ** 2 * n_images
 
 
-def _leading_float64(kernel: KernelMatrix, n_rows: int, N: int) -> Iterator[tuple[int, np.ndarray]]:
+def leading_float64(kernel: KernelMatrix, n_rows: int, N: int) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows [b, N] in float64) of the first rows and columns."""
     for start, entries in leading_rows(kernel, n_rows):
         yield start, entries[:, :N].astype(np.float64)

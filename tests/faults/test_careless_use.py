@@ -124,6 +124,15 @@ FLAGS = {
         "data_dir": usually("{w}", "/nowhere"),
         "N_test": usually("1", "5", "11"),
     },
+    "training_sets": {
+        **RUN,
+        "csv_dir": usually("results", "notes.txt", "nowhere"),
+        "sizes": usually("auto", "10,20", "31", "5,x"),
+        "most": usually("2", "1000000"),
+        "noise": usually("1e-3", "1e5"),
+        "jitter": usually("1e-6", "1e6"),
+        "overwrite": usually("true"),
+    },
     "report": {
         "path": RUN["path"],
         "csv_dir": usually("results", "notes.txt", "nowhere"),
@@ -156,6 +165,7 @@ ALWAYS = {
     "classify_gp": ["--path={w}", MODEL],
     "predict": ["--path={w}", MODEL, "--images={w}/new.npz", "--out={w}/out.csv"],
     "out_of_distribution": ["--path={w}", MODEL, "--against=rotation:20"],
+    "training_sets": ["--path={w}", MODEL],
     "report": ["--path={w}"],
     "job_size": ["--runs=convnet_gp", *SIZES],
     "run_experiments": ["--path={w}", "--runs=convnet_gp", *SIZES],
@@ -274,6 +284,10 @@ def check_right(script, flags, workdir, n_images):
         (path,) = workdir.rglob("out_of_distribution/*.json")
         for found in json.loads(path.read_text(), parse_constant=pytest.fail)["sets"]:
             assert all(0 <= value <= 1 for key, value in found.items() if key.startswith("auroc"))
+    elif script == "training_sets":
+        (path,) = workdir.rglob("training_sets/*.json")
+        for found in json.loads(path.read_text(), parse_constant=pytest.fail)["sets"]:
+            assert all(0 <= found[key] <= 100 for key in ("validation_error", "test_error"))
     elif script == "predict":
         with open(workdir / given["out"]) as file:
             lines = list(csv.DictReader(file))

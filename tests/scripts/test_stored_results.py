@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from cnn_gp.evaluation import search_table
+from cnn_gp.evaluation import search_table, training_sets
 from cnn_gp.evaluation.errors_table import errors_table
 from cnn_gp.evaluation.out_of_distribution import Files
 from cnn_gp.evaluation.result_files import ResultFiles, read_all
@@ -19,7 +19,11 @@ from helpers.paths import ROOT
 
 RESULTS = ROOT / "results" / "mnist"
 #: The folders of what isn't a run's result, and the scripts that write them.
-MADE_BY = {"convergence": "plot_convergence", "out_of_distribution": "out_of_distribution"}
+MADE_BY = {
+    "convergence": "plot_convergence",
+    "out_of_distribution": "out_of_distribution",
+    "training_sets": "training_sets",
+}
 
 
 def stored(model):
@@ -160,6 +164,15 @@ def test_every_out_of_distribution_file_is_read_and_is_of_its_result(path):
     assert found.to_json() == path.read_text()
     assert found.to_csv().encode() == path.with_suffix(".csv").read_bytes()
     assert found.rejection_csv().encode() == path.with_name(f"{path.stem}_rejection.csv").read_bytes()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("training_sets/*.json")), ids=lambda path: path.stem)
+def test_every_file_of_training_sets_is_read_and_is_of_its_result(path):
+    folder = path.parent.parent
+    found, result = training_sets.Files(folder, path.stem).read(), ResultFiles(folder, path.stem).read()
+    assert (found.fingerprint, found.noise, found.jitter) == (result.fingerprint, result.noise, result.jitter)
+    assert found.to_json() == path.read_text()
+    assert to_csv(map(vars, found.sets)).encode() == path.with_suffix(".csv").read_bytes()
 
 
 def test_the_searchs_csv_is_what_is_stored():
