@@ -2,10 +2,12 @@
 
 import csv
 import json
+import statistics
 
 import pytest
 
 from cnn_gp.evaluation.comparisons import sign_test
+from cnn_gp.evaluation.training_sets import Files, spreads
 from cnn_gp.kernels.architectures import build_kernel
 from helpers.documents import table
 from helpers.paths import ROOT
@@ -391,6 +393,43 @@ def test_the_noises_of_the_tangent_kernel_are_what_is_stored(data_set):
         assert [one["noise"] for one in r["noise_search"]] == [0, 1e-4, 1e-3, 1e-2]
         errors = [f"{one['test_error']:.2f}" for one in (without[name], r)]
         assert rows[name][1:] == [*densities_told(r), f"{r['noise']:g}", *errors]
+
+
+#: By the heading: where the results lie, and pairs that the page compares at a size.
+OTHER_SETS = {
+    "MNIST, other training sets with and without a pool": (
+        POOLING / "mnist_10000",
+        [("convnet_gp", "convnet_gp_pool_3", 1000)],
+    ),
+    "MNIST, other training sets of the NTK": (
+        NTK / "mnist",
+        [(name, f"{name}_ntk", 2000) for name in ("convnet_gp", "residual_cnn_gp", "resnet_gp")],
+    ),
+    "Fashion-MNIST, other training sets": (
+        RESULTS / "fashion_mnist",
+        [(name, "resnet_gp", 5000) for name in ("convnet_gp", "residual_cnn_gp")],
+    ),
+}
+
+
+@pytest.mark.parametrize("heading", OTHER_SETS)
+def test_the_errors_with_other_training_sets_are_what_is_stored(heading):
+    folder, pairs = OTHER_SETS[heading]
+    text = (ROOT / "docs" / "beyond_the_paper.md").read_text().split(f"\n### {heading}\n")[1].split("\n##")[0]
+    rows = table(text, "training images")
+    found = {path.stem: Files(folder, path.stem).read() for path in folder.glob("training_sets/*.json")}
+    assert rows.keys() == found.keys()
+    for name, its in found.items():
+        sizes = spreads(its.sets)
+        assert rows[name][1:] == [f"{s.test_mean:.2f} ({s.test_deviation:.2f})" for s in sizes]
+        assert " | ".join(f"{s.N_train:,}: {s.sets} sets" for s in sizes) in text
+    told = " ".join(text.split())
+    for name, other, n in pairs:
+        errors, others = ([one.test_error for one in found[run].sets if one.N_train == n] for run in (name, other))
+        differences = [b - a for a, b in zip(errors, others, strict=True)]
+        said = f"{abs(statistics.mean(differences)):.2f} points ({statistics.stdev(differences):.2f})"
+        assert said in told, (name, other, said)
+        assert len({difference > 0 for difference in differences}) == 1
 
 
 def test_what_is_said_of_other_images_is_what_is_stored():
