@@ -397,7 +397,7 @@ def test_the_class_probabilities_of_the_tangent_kernel_are_what_is_stored(data_s
         said = (
             f"variance is {100 * (1 - ours / processes):.0f} % smaller than that of the NNGP and that of the ensemble"
         )
-        assert f"{said} {100 * (1 - trained / processes):.0f} %;" in text and not none
+        assert f"{said} {100 * (1 - trained / processes):.0f} %." in text and not none
         with_noise = stored(f"{data_set}_noise", NTK)["convnet_gp"]["scores"]["test"]["negative_log_likelihood"]
         assert f"an NLL of {with_noise:.4f}, the NTK without noise one of {ours:.4f}." in text
         return
