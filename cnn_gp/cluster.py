@@ -95,8 +95,19 @@ def connect(address: str, folder: Path) -> Iterator[Cluster]:
 
 
 def workers_of(client: "Client") -> dict[str, dict[str, Any]]:
-    """What the scheduler says of each worker, by its address."""
-    return client.scheduler_info(n_workers=-1)["workers"]
+    """
+    What the scheduler says of each worker, by its address.
+
+    :raises CancelledError: where the client has lost its scheduler.
+    """
+    _check_connected(client)
+    assert client.scheduler is not None
+    try:
+        # Not scheduler_info(): what it returns is kept in the client, where a look that the client takes every two
+        # seconds, at the totals alone, can replace it before it is returned: then there are no workers in it.
+        return client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    except OSError as error:
+        raise CancelledError("the connection to the scheduler is lost") from error
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

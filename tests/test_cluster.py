@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -48,6 +49,20 @@ def several_chunks(monkeypatch):
 def client():
     with local_client(2) as client:
         yield client
+
+
+def test_the_workers_are_known_while_the_client_looks_at_the_totals(client):
+    """It does so every millisecond here; what it keeps of them names no worker."""
+    import dask
+    import distributed
+
+    with dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}):
+        other = distributed.Client(client.scheduler.address, set_as_default=False)
+    with other:
+        found = [len(cluster.workers_of(other)) for _ in range(200)]
+    assert found == [2] * 200
+    with pytest.raises(CancelledError, match="the connection to the scheduler is lost"):
+        cluster.workers_of(other)
 
 
 def test_a_cluster_gives_the_same_bytes(tmp_path, client):
