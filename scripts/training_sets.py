@@ -105,8 +105,9 @@ def _sizes(N: int) -> list[int]:
             raise UserError(f"The run has {N:,} training images, too few for two sets: give --sizes=1 or more images.")
         return sizes
     numbers = [shared_flags.whole_number(text.strip()) for text in texts]
-    sizes = sorted(n for n in numbers if n is not None)
-    if not sizes or len(sizes) < len(numbers):
+    # One size may be written in two ways.
+    sizes = sorted({n for n in numbers if n is not None})
+    if not sizes or None in numbers:
         raise UserError(f"--sizes is {','.join(texts)}; expected auto or numbers of training images: --sizes=500,1000.")
     return sizes
 

@@ -73,15 +73,15 @@ def p_value(right, wrong):
 
 
 def test_the_findings_are_what_is_stored():
-    def test_errors(folder, root=POOLING):
+    def errors_of(folder, root=POOLING):
         return {name: f"{r['test_error']:.2f}" for name, r in stored(folder, root).items()}
 
     findings = page().split("## Findings")[1].split("## Protocol")[0]
-    every, mnist, many = test_errors("fashion_mnist", RESULTS), test_errors("mnist"), test_errors("mnist_10000")
+    every, mnist, many = errors_of("fashion_mnist", RESULTS), errors_of("mnist"), errors_of("mnist_10000")
     fashion, noisy, tangent = (
-        test_errors("fashion_mnist"),
-        test_errors("fashion_mnist_noise"),
-        test_errors("mnist", NTK),
+        errors_of("fashion_mnist"),
+        errors_of("fashion_mnist_noise"),
+        errors_of("mnist", NTK),
     )
     chance = p_value(*differing("fashion_mnist_noise", "test"))
     for said in (

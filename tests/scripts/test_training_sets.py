@@ -20,7 +20,7 @@ def workdir(tmp_path_factory):
 
 def test_the_errors_of_each_set_and_their_spread(workdir):
     flags = [*RUN, f"--path={workdir}"]
-    ended = script("training_sets", *flags, "--sizes=30,20", "--noise=1e-3", "--most=2")
+    ended = script("training_sets", *flags, "--sizes=30,20,020", "--noise=1e-3", "--most=2")
     assert ended.status == 0 and not ended.stderr, ended.stderr
     folder = workdir / "results" / "training_sets"
     with open(folder / "convnet_gp.csv") as file:
